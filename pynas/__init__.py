@@ -1,0 +1,56 @@
+"""Hardware-aware neural architecture search.
+
+>>> import pynas
+>>> net = pynas.published("fbnet_a").build()
+>>> pynas.count(net, (3, 224, 224))
+Counts(params=4321464, macs=249921848)
+
+The front door is `search`; `retrain`, `evaluate`, `export` and `measure` do its parts alone. Everything with a name
+(spaces, strategies, formats, devices) is listed by `pynas list`.
+"""
+
+import cost_models
+from pynas import export as _export  # loads the package before its name becomes the function's
+from pynas import fuse as _fuse
+from pynas import published as _published
+from pynas.architecture import Architecture
+from pynas.choices import Choice, Gates, Slot
+from pynas.counting import Counts, count
+from pynas.registry import FAMILIES, SPACES, STRATEGIES, MissingExtra
+from pynas.results import Run, Trained
+from pynas.strategies.fbnet import FBNet
+from pynas.strategies.random import RandomSearch
+from pynas.supernet import Supernet
+from pynas.training.train import Recipe
+
+from pynas.api import evaluate, export, measure, retrain, search  # isort: skip
+
+fuse = _fuse.fuse
+published = _published.published
+
+__all__ = [
+    "FAMILIES",
+    "SPACES",
+    "STRATEGIES",
+    "Architecture",
+    "Choice",
+    "Counts",
+    "FBNet",
+    "Gates",
+    "MissingExtra",
+    "RandomSearch",
+    "Recipe",
+    "Run",
+    "Slot",
+    "Supernet",
+    "Trained",
+    "cost_models",
+    "count",
+    "evaluate",
+    "export",
+    "fuse",
+    "measure",
+    "published",
+    "retrain",
+    "search",
+]

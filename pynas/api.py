@@ -1,0 +1,349 @@
+"""The front door: what a user calls, from Python or from the command line. A signature here is also a command's flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+import cost_models
+from cost_models.names import unknown
+from cost_models.runners import RUNNERS
+from pynas import pipeline
+from pynas.architecture import Architecture
+from pynas.console import Show
+from pynas.export import Report
+from pynas.export import export as export_net
+from pynas.registry import STRATEGIES
+from pynas.summary import show_plan, show_result
+from pynas.results import Run, Trained, load_model, save_model
+from pynas.strategies import Strategy
+from pynas.training.data import open_data
+from pynas.training.evaluate import accuracy
+from pynas.training.run import RunFolder
+from pynas.training.train import Recipe
+
+
+def search(
+    space: str = "fbnet_tiny",
+    strategy: str | Strategy = "fbnet",
+    data: str = "digits",
+    device: str = "host",
+    latency_ms: float | Literal["auto"] | None = "auto",
+    *,
+    preset: str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    slack: float = 0.1,
+    recipe: Recipe | None = None,
+    retrain: bool = True,
+    baseline: int = 3,
+    seed: int = 0,
+    amp: Literal["off", "bf16"] = "off",
+    threads: int | None = None,
+    limit: int | None = None,
+    augment: Literal["auto", "none", "crop", "crop_flip", "imagenet"] = "auto",
+    on_corrupt: Literal["stop", "skip"] = "stop",
+    space_options: dict[str, Any] | None = None,
+    strict_table: bool = False,
+    out: str = "runs",
+    resume: str | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Searches a space for the best network on a device, trains it, exports it, and compares it with random ones.
+
+    Args:
+        space: Name of a search space; see `pynas list spaces`.
+        strategy: How to search: a name (see `pynas list strategies`) or a strategy with its hyper-parameters.
+        data: "digits", the name of a torchvision data set on disk, or an image folder.
+        device: Whose latency table to use; "host" is this machine and is measured on first use.
+        latency_ms: Budget; every returned network is predicted to meet it. "auto" is the middle between the cheapest
+            and the dearest network, none trades off freely by the strategy's own loss.
+        preset: Named hyper-parameters of a strategy given by name: "quick" (the default) or "paper".
+        epochs: Overrides the strategy's.
+        batch_size: Overrides the strategy's.
+        slack: Share of the budget that a returned network may leave unused.
+        recipe: How found networks are trained.
+        retrain: Whether to train, test and export the best network.
+        baseline: How many random networks of the same budget to train for comparison.
+        seed: Of all random numbers.
+        amp: Mixed precision of forward passes.
+        threads: Of torch; none leaves its default. Results repeat bit for bit on one thread.
+        limit: At most so many training images, drawn evenly from the classes.
+        augment: Of training images; "auto" suits it to the data.
+        on_corrupt: Whether a broken image stops the search or is left out.
+        space_options: Changes to the space, for instance {"width": 0.5}.
+        strict_table: Refuse latencies that are fitted because the table has no row.
+        out: Folder for runs.
+        resume: A run folder to go on with; everything else is taken from it.
+        quiet: Prints nothing.
+
+    Returns:
+        The run: `best`, `candidates`, `figures`, `folder`.
+
+    Raises:
+        ValueError: For anything that cannot work, in one sentence, before work is lost.
+        OSError: For files that cannot be read or written.
+    """
+    asked = dict(locals())
+    show = Show(quiet)
+    if resume is not None:
+        _only_resume(asked)
+        folder = RunFolder.open(resume)
+        config = _complete(folder.config(), folder)
+    else:
+        config = _config(asked)
+        folder = None
+    if config["threads"] is not None:
+        _set_threads(config["threads"])
+    plan = pipeline.make_plan(config, show, folder)
+    show_plan(plan, show)
+    run = folder if folder is not None else RunFolder.create(config["out"], {**config, "latency_ms": plan.budget})
+    show.line(f"run folder: {run.path}")
+    result = pipeline.execute(plan, run, show)
+    show_result(result, show)
+    return result
+
+
+def _config(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of `search` as plain values, with the strategy resolved to its name and hyper-parameters."""
+    kept = {
+        name: value
+        for name, value in asked.items()
+        if name not in ("resume", "quiet", "preset", "epochs", "batch_size")
+    }
+    changes = {name: asked[name] for name in ("epochs", "batch_size") if asked[name] is not None}
+    strategy = asked["strategy"]
+    if isinstance(strategy, str):
+        cls = STRATEGIES.get(strategy)
+        name, made = strategy, cls.preset(asked["preset"] or "quick", **changes)
+    else:
+        if asked["preset"] is not None:
+            raise ValueError("preset goes with a strategy's name. For an object: FBNet.preset('paper', theta_lr=0.02).")
+        name = next((name for name, cls in STRATEGIES.items() if type(strategy) is cls), "")
+        if not name:
+            raise ValueError(f"The strategy {type(strategy).__name__} is not registered. See: pynas list strategies")
+        made = dataclasses.replace(strategy, **changes)
+    data = asked["data"]
+    return kept | {
+        "strategy": {"name": name, "settings": dataclasses.asdict(made)},
+        "recipe": dataclasses.asdict(asked["recipe"] or Recipe()),
+        "space_options": dict(asked["space_options"] or {}),
+        "data": str(Path(data).absolute()) if Path(data).exists() else str(data),
+        "out": str(asked["out"]),
+        **_checked(asked),
+    }
+
+
+def _checked(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers that have no other place to be checked."""
+    if not (isinstance(asked["slack"], int | float) and 0 < asked["slack"] <= 1):
+        raise ValueError(f"slack must lie in (0, 1], not {asked['slack']!r}.")
+    for name, least in (("baseline", 0), ("seed", 0)):
+        if isinstance(asked[name], bool) or not isinstance(asked[name], int) or asked[name] < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, not {asked[name]!r}.")
+    budget = asked["latency_ms"]
+    if budget is not None and budget != "auto" and (isinstance(budget, bool) or not isinstance(budget, int | float)):
+        raise ValueError(f"latency_ms must be a number of milliseconds, 'auto' or none, not {budget!r}.")
+    if asked["amp"] not in ("off", "bf16"):
+        raise ValueError(f"amp must be 'off' or 'bf16', not {asked['amp']!r}.")
+    return {}
+
+
+def _only_resume(asked: Mapping[str, Any]) -> None:
+    defaults = inspect.signature(search).parameters
+    changed = [k for k, v in asked.items() if k not in ("resume", "quiet") and v != defaults[k].default]
+    if changed:
+        raise ValueError(
+            f"A resumed run takes everything from its folder; leave out {', '.join(changed)}, or start a new run."
+        )
+
+
+def _complete(config: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
+    needed = set(inspect.signature(search).parameters) - {"resume", "quiet", "preset", "epochs", "batch_size"}
+    missing = sorted(needed - set(config))
+    if missing:
+        raise ValueError(f"{folder.path / 'config.yaml'} lacks {', '.join(missing)}. Start the search anew.")
+    return config
+
+
+def _set_threads(threads: int) -> None:
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise ValueError(f"threads must be a whole number of at least 1, not {threads!r}.")
+    torch.set_num_threads(threads)
+
+
+def retrain(
+    run: str | Run,
+    *,
+    net: str | None = None,
+    epochs: int | None = None,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+) -> Trained:
+    """Trains the best network of a run (or another architecture on its data) from scratch, and keeps the weights.
+
+    Interrupted, the same call goes on where it stood.
+
+    Args:
+        run: A finished search, or its folder.
+        net: An architecture file to train instead of the run's best.
+        epochs: Overrides the recipe's.
+        recipe: How; the run's own by default.
+        seed: Of initial weights and of the order of images.
+        quiet: Prints nothing.
+
+    Returns:
+        The trained network with its accuracy on the test images; its weights lie in `model/` of the run.
+
+    Raises:
+        ValueError: If the run is unfinished or broken, or the network belongs to another space.
+    """
+    finished = Run.open(run) if isinstance(run, str) else run
+    folder, show = RunFolder.open(finished.folder), Show(quiet)
+    architecture = finished.best if net is None else Architecture.load(net)
+    plan = pipeline.make_plan(_complete(folder.config(), folder), show, folder)
+    if architecture.space != plan.space.name:
+        raise ValueError(f"The network is of space {architecture.space!r}, the run of {plan.space.name!r}.")
+    how = recipe if recipe is not None else plan.recipe
+    if epochs is not None:
+        how = dataclasses.replace(how, epochs=epochs)
+    plan = dataclasses.replace(plan, recipe=how)
+    stage = f"retrain-{architecture.fingerprint}-{how.epochs}-{seed}"
+    trained = pipeline.train_alone(plan, architecture, folder, stage, seed, show)
+    save_model(folder, trained, plan.data)
+    show.line(f"test accuracy {trained.accuracy:.2%} of {trained.images} images; weights in {folder.path / 'model'}")
+    return trained
+
+
+def evaluate(run: str | Run | Trained, *, data: str | None = None, quiet: bool = False) -> float:
+    """Accuracy of a run's trained network on test images.
+
+    Args:
+        run: A run, its folder, or what `retrain` returned.
+        data: Other data with the same classes; its test images are used. The run's own by default.
+        quiet: Prints nothing.
+
+    Returns:
+        Top-1 accuracy between 0 and 1.
+    """
+    path = _folder_of(run)
+    saved = load_model(path)
+    config = RunFolder.open(path).config()
+    source = config["data"] if data is None else data
+    images = open_data(source, size=saved.input_size, seed=config["seed"], on_corrupt=config["on_corrupt"])
+    if images.classes != saved.classes:
+        raise ValueError(
+            f"The data has classes {list(images.classes)[:5]}..., the network {list(saved.classes)[:5]}..."
+        )
+    net = run.model if isinstance(run, Trained) else saved.net
+    right = accuracy(net, images.test, images)
+    Show(quiet).line(f"test accuracy {right:.2%} of {len(images.test)} images")
+    return right
+
+
+def export(
+    net: nn.Module | str | Run | Trained,
+    path: str | None = None,
+    *,
+    input_size: int | None = None,
+    format: str | None = None,
+    quiet: bool = False,
+) -> Report:
+    """Writes a trained network for deployment, runs the file back, and compares.
+
+    Args:
+        net: A run's folder, a run, what `retrain` returned, or any module that takes (B, 3, S, S).
+        path: File to write, for instance "net.onnx"; `export/net.onnx` in the run by default.
+        input_size: Height and width of the image in pixels; needed for a module, known for a run.
+        format: By default from the suffix; see `pynas list formats`.
+        quiet: Prints nothing.
+
+    Returns:
+        What was written, and by how much its outputs differ.
+
+    Raises:
+        ValueError: If the file's outputs differ from the network's; nothing is left behind.
+        MissingExtra: If the format needs a package that is not installed.
+    """
+    extra: dict[str, Any] = {}
+    if isinstance(net, nn.Module):
+        if path is None:
+            raise ValueError("Say where to write the module: export(net, 'net.onnx', input_size=224).")
+        if input_size is None:
+            input_size = getattr(net, "input_size", None)
+        if input_size is None:
+            raise ValueError("Say the module's input size in pixels: export(net, 'net.onnx', input_size=224).")
+        module, target = net, Path(path)
+    else:
+        folder = _folder_of(net)
+        saved = load_model(folder)
+        module, input_size = saved.net, saved.input_size
+        target = Path(path) if path is not None else folder / "export" / f"net.{format or 'onnx'}"
+        if path is None:
+            target.parent.mkdir(exist_ok=True)
+        extra = {"labels": saved.classes, "mean": saved.mean, "std": saved.std}
+    report = export_net(module, target, input_size=input_size, format=format, **extra)
+    Show(quiet).line(str(report))
+    return report
+
+
+def _folder_of(run: str | Run | Trained) -> Path:
+    if isinstance(run, str):
+        return RunFolder.open(run).path
+    if run.folder is None:
+        raise ValueError("This network was not trained in a run; give its module to export.")
+    return run.folder
+
+
+def measure(
+    space: str = "fbnet_tiny",
+    device: str = "host",
+    *,
+    runner: str = "torch",
+    threads: int = 1,
+    repeats: int = 15,
+    space_options: dict[str, Any] | None = None,
+    quiet: bool = False,
+) -> cost_models.LatencyTable:
+    """Measures every distinct op of a space and writes a latency table that searches can use by the device's name.
+
+    Interrupted, the same call goes on where it stood.
+
+    Args:
+        space: Name of a search space.
+        device: Name of the table to write or complete.
+        runner: What times the ops: "torch" runs them on this machine.
+        threads: Of the runner. Part of a table's identity.
+        repeats: Timings of each op; the median counts.
+        space_options: Changes to the space, for instance {"classes": 10}.
+        quiet: Prints nothing.
+
+    Returns:
+        The table.
+    """
+    show = Show(quiet)
+    made = pipeline.make_space(space, space_options or {})
+    if runner not in RUNNERS:
+        raise unknown("runner", runner, RUNNERS)
+    specs = pipeline.space_specs(made)
+    folder = cost_models.device_folder(device)
+    show.line(f"{len(specs)} ops of space {space!r}, {repeats} timings each, into {folder}")
+    with show.bar(f"measuring {device}", len(specs)) as bar:
+        table = cost_models.measure(
+            specs,
+            build=pipeline.deployed,
+            runner=RUNNERS[runner](threads),
+            folder=folder,
+            name=device,
+            repeats=repeats,
+            report=bar.report,
+        )
+    show.line(table.describe())
+    return table

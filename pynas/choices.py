@@ -1,0 +1,69 @@
+"""The nouns that every layer above shares: what can be chosen, where, and what was decided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A decision of the search: one option of several (or any subset of them).
+
+    Args:
+        name: Unique in its space, for instance "layer7".
+        options: Names of the options, scoped by the family of the slots that use the choice.
+        pick: "one" option, or "any" subset of them.
+    """
+
+    name: str
+    options: tuple[str, ...]
+    pick: Literal["one", "any"] = "one"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One place in a network where a choice takes effect. Several slots may hang on one choice.
+
+    Args:
+        name: Unique in its space; a valid attribute name.
+        choice: What is decided here.
+        family: Name of the option family that builds the modules (`pynas.ops.FAMILIES`).
+        in_channels: Channels that come in.
+        out_channels: Channels that go out.
+        size: Height and width that come in, in pixels.
+        stride: Of the whole option.
+        activation: Of the options: "relu", "relu6" or "hardswish".
+    """
+
+    name: str
+    choice: Choice
+    family: str
+    in_channels: int
+    out_channels: int
+    size: int
+    stride: int = 1
+    activation: str = "relu"
+
+    @property
+    def out_size(self) -> int:
+        """Height and width that go out, in pixels."""
+        return -(-self.size // self.stride)
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What a sampler decided for one slot.
+
+    Args:
+        values: Weight of each option, shape (O,) for the whole batch or (B, O) for a draw per image. May carry gradient.
+        run: Which options are computed. Known on the host, never read off the tensor.
+        train: Which of those are differentiated, so that their weights get gradients. The others of `run` are computed
+            without a graph: they give a gradient to their gate and to nothing else.
+    """
+
+    values: Tensor
+    run: tuple[int, ...]
+    train: tuple[int, ...]

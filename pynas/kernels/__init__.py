@@ -1,0 +1,38 @@
+"""Kernels: fast C++ for mathematics that plain PyTorch states first.
+
+To add a kernel `stem`:
+
+1. `csrc/cpu/stem.h`: a struct of parameters (sizes, dense arrays as pointers) and a table of functions, declared with
+   PYNAS_DECLARE_TABLE. `csrc/cpu/stem.cpp`: the code, in an anonymous namespace and without standard containers,
+   because it is compiled once per instruction set; list it in CMakeLists.txt. What a GPU would share goes to
+   `csrc/shared/`.
+2. `csrc/module.cpp`: the table in `Kernels`, and `bind_stem`, which takes sizes and addresses.
+3. `pynas/kernels/stem.py`: the reference in plain PyTorch; the hot path, an `autograd.Function` over
+   `native.KERNELS` that falls back to the reference; the operator, `torch.library.custom_op` with `register_fake` and
+   `register_autograd`; samples; and one `Kernel` record that holds them.
+4. Its import line and its entry in `ALL` below. `tests/test_kernels.py` and `bench/bench_kernels.py` walk `ALL`: they
+   test and time the new kernel from then on.
+
+Callers check shapes, dtypes, ranges and devices, and make arrays dense, before an address leaves Python. Sums run in a
+fixed order, so that a result depends neither on threads nor, where that is promised, on the instruction set.
+"""
+
+from __future__ import annotations
+
+from pynas.kernels.gumbel import GUMBEL_GATES, GumbelGates, gumbel_gates
+from pynas.kernels.kernel import Kernel
+from pynas.kernels.native import facts
+from pynas.kernels.paths import FAIR_PATHS, SAMPLE_PATHS, fair_paths, sample_paths, uniform_paths
+
+ALL: dict[str, Kernel] = {kernel.name: kernel for kernel in (GUMBEL_GATES, SAMPLE_PATHS, FAIR_PATHS)}
+
+__all__ = [
+    "ALL",
+    "GumbelGates",
+    "Kernel",
+    "facts",
+    "fair_paths",
+    "gumbel_gates",
+    "sample_paths",
+    "uniform_paths",
+]

@@ -1,0 +1,281 @@
+"""Gumbel-softmax gates of all layers in one call: noise, gates, choice, its log-probability, expected cost."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pynas.kernels import noise
+from pynas.kernels.kernel import Kernel
+from pynas.kernels.native import KERNELS
+
+MOST_OPTIONS = 256  # csrc/cpu/gumbel.h
+_TAUS = (1e-30, 1e30)  # beyond, float32 divides by 0 or infinity
+
+
+class GumbelGates(NamedTuple):
+    """What `gumbel_gates` returns for D draws, L layers and O options.
+
+    Args:
+        soft: (D, L, O) gates: softmax((theta + noise) / tau) over the allowed options, exactly 0 elsewhere.
+        index: (D, L) int64, the chosen option argmax(theta + noise): a sample of softmax(theta).
+        log_prob: (D, L), log softmax(theta) at index.
+        cost: (D,), sum of soft * cost.
+    """
+
+    soft: Tensor
+    index: Tensor
+    log_prob: Tensor
+    cost: Tensor
+
+
+def gumbel_gates(
+    theta: Tensor, mask: Tensor, cost: Tensor, tau: float, seed: int, step: int, draws: int = 1
+) -> GumbelGates:
+    """Draws Gumbel-softmax gates for all layers of a space.
+
+    The noise is a function of (seed, step, draw, layer, option) alone: the same on every instruction set, device and
+    number of threads. It is a constant for autograd. Gradients flow to theta from soft, log_prob and cost, and to cost
+    from cost; they cannot be differentiated again.
+
+    Source: Jang et al., arXiv 1611.01144, eq. 2; FBNet, arXiv 1812.03443, eq. 6 and 7.
+
+    Args:
+        theta: (L, O) logits, float32 or float64.
+        mask: (L, O) bool, True where the layer has the option.
+        cost: (L, O), dtype of theta, cost of each option; ignored where mask is False.
+        tau: Temperature, 1e-30 .. 1e30.
+        seed: 0 .. 2^63 - 1.
+        step: 0 .. 2^56 - 1; another step gives fresh noise.
+        draws: How many independent draws.
+
+    Raises:
+        ValueError: Shapes or dtypes disagree, a number is out of range, a layer has no allowed option, or theta or cost
+            of an allowed option is not finite.
+    """
+    if torch.compiler.is_compiling():
+        return GumbelGates(*gumbel_op(theta, mask, cost, tau, seed, step, draws))
+    return GumbelGates(*gumbel_function(theta, mask, cost, tau, seed, step, draws))
+
+
+def gumbel_reference(
+    theta: Tensor, mask: Tensor, cost: Tensor, tau: float, seed: int, step: int, draws: int = 1
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """States `gumbel_gates` in plain PyTorch, for any device and any order of derivative."""
+    _check(theta, mask, cost, tau, seed, step, draws)
+    _check_values(theta, mask, cost)
+    layers, options = theta.shape
+    index = torch.arange(draws, device=theta.device)
+    words = noise.random_words(noise.Domain.GUMBEL, seed, step, index, options, layers)
+    gumbel = noise.gumbel(words).transpose(1, 2).to(theta.dtype)
+    noisy = (theta + gumbel).masked_fill(~mask, -torch.inf)
+    soft = torch.softmax(noisy / tau, -1)
+    chosen = noisy.argmax(-1)
+    log_p = torch.log_softmax(theta.masked_fill(~mask, -torch.inf), -1).expand_as(soft)
+    log_prob = log_p.gather(-1, chosen[..., None]).squeeze(-1)
+    return soft, chosen, log_prob, (soft * cost.masked_fill(~mask, 0)).sum((-2, -1))
+
+
+def _check(theta: Tensor, mask: Tensor, cost: Tensor, tau: float, seed: int, step: int, draws: int) -> None:
+    shape = theta.shape
+    if len(shape) != 2 or mask.shape != shape or cost.shape != shape:
+        raise ValueError(
+            f"theta, mask and cost must have one shape (layers, options), "
+            f"got {tuple(shape)}, {tuple(mask.shape)} and {tuple(cost.shape)}."
+        )
+    if not 1 <= shape[1] <= MOST_OPTIONS or shape[0] >= noise.LAYERS:
+        raise ValueError(f"theta has shape {tuple(shape)}; 1 to {MOST_OPTIONS} options and < 2^18 layers are possible.")
+    dtype = theta.dtype
+    if (dtype is not torch.float32 and dtype is not torch.float64) or cost.dtype is not dtype:
+        raise ValueError(f"theta and cost must both be float32 or both float64, got {dtype} and {cost.dtype}.")
+    if mask.dtype is not torch.bool:
+        raise ValueError(f"mask must be bool, got {mask.dtype}. Try mask.bool().")
+    if not _TAUS[0] <= tau <= _TAUS[1]:
+        raise ValueError(f"tau is {tau}; it must be a finite number > 0, from 1e-30 to 1e30.")
+    if not 1 <= draws <= noise.INDICES:
+        raise ValueError(f"draws is {draws}; it must be in 1 .. 2^32.")
+    noise.check_stream(seed, step)
+
+
+def _check_values(theta: Tensor, mask: Tensor, cost: Tensor) -> None:
+    """Raises ValueError that names the first layer whose values make no sense."""
+    closed = ~mask.any(-1)
+    for name, bad, advice in (
+        ("mask", closed, "allows no option. Allow at least one"),
+        ("theta", (mask & ~theta.isfinite()).any(-1), "is not finite. Has the search diverged? Lower its learning rate"),
+        ("cost", (mask & ~cost.isfinite()).any(-1), "is not finite for an allowed option"),
+    ):
+        if bad.any():
+            raise ValueError(f"{name} of layer {int(bad.int().argmax())} {advice}.")
+
+
+def _forward(
+    theta: Tensor, mask: Tensor, cost: Tensor, tau: float, seed: int, step: int, index: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Calls the kernel on checked, dense CPU tensors. Fills index; returns soft, log_prob and the expected cost."""
+    draws, layers = index.shape
+    options, dtype = theta.shape[1], theta.dtype
+    soft = torch.empty(draws, layers, options, dtype=dtype)
+    log_prob = torch.empty(draws, layers, dtype=dtype)
+    expected = torch.empty(draws, dtype=dtype)
+    forward = KERNELS.gumbel_forward_f32 if dtype is torch.float32 else KERNELS.gumbel_forward_f64
+    inputs = theta.data_ptr(), mask.data_ptr(), cost.data_ptr(), tau, seed, step
+    outputs = soft.data_ptr(), index.data_ptr(), log_prob.data_ptr(), expected.data_ptr()
+    if not forward(draws, layers, options, *inputs, *outputs):
+        _check_values(theta, mask, cost)
+    return soft, log_prob, expected
+
+
+def _backward(
+    theta: Tensor,
+    mask: Tensor,
+    cost: Tensor,
+    tau: float,
+    soft: Tensor,
+    index: Tensor,
+    soft_grad: Tensor | None,
+    log_prob_grad: Tensor | None,
+    cost_grad: Tensor | None,
+    wants_cost: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Calls the kernel for the gradients of theta and cost. None stands for a gradient of zeros."""
+    theta_out = torch.empty_like(theta)
+    cost_out = torch.empty_like(theta) if wants_cost else None
+    # The names keep dense copies alive during the call.
+    soft_grad = None if soft_grad is None else soft_grad.contiguous()
+    log_prob_grad = None if log_prob_grad is None else log_prob_grad.contiguous()
+    cost_grad = None if cost_grad is None else cost_grad.contiguous()
+    backward = KERNELS.gumbel_backward_f32 if theta.dtype is torch.float32 else KERNELS.gumbel_backward_f64
+    inputs = theta.data_ptr(), mask.data_ptr(), cost.data_ptr(), tau, soft.data_ptr(), index.data_ptr()
+    grads = _address(soft_grad), _address(log_prob_grad), _address(cost_grad)
+    if not backward(*soft.shape, *inputs, *grads, theta_out.data_ptr(), _address(cost_out)):
+        raise ValueError("index holds a number that is no option. Pass it as gumbel_gates returned it.")
+    return theta_out, cost_out
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+class _Gates(torch.autograd.Function):
+    # index is made by the caller and filled here: as an output it would cost as much as the kernel itself.
+    @staticmethod
+    def forward(
+        ctx: Any, theta: Tensor, mask: Tensor, cost: Tensor, tau: float, seed: int, step: int, index: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        outputs = _forward(theta, mask, cost, tau, seed, step, index)
+        ctx.save_for_backward(theta, mask, cost, outputs[0], index)
+        ctx.set_materialize_grads(False)
+        ctx.tau = tau
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, soft_grad: Tensor, log_prob_grad: Tensor, cost_grad: Tensor) -> tuple[Any, ...]:
+        theta, mask, cost, soft, index = ctx.saved_tensors
+        wants_cost = ctx.needs_input_grad[2]
+        theta_out, cost_out = _backward(
+            theta, mask, cost, ctx.tau, soft, index, soft_grad, log_prob_grad, cost_grad, wants_cost
+        )
+        return theta_out, None, cost_out, None, None, None, None
+
+
+def gumbel_function(
+    theta: Tensor, mask: Tensor, cost: Tensor, tau: float, seed: int, step: int, draws: int = 1
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The hot path of `gumbel_gates`; the reference where there is no kernel for the device."""
+    if KERNELS is None or not (theta.is_cpu and mask.is_cpu and cost.is_cpu):
+        return gumbel_reference(theta, mask, cost, tau, seed, step, draws)
+    _check(theta, mask, cost, tau, seed, step, draws)
+    index = torch.empty(draws, theta.shape[0], dtype=torch.int64)
+    soft, log_prob, expected = _Gates.apply(
+        theta.contiguous(), mask.contiguous(), cost.contiguous(), tau, seed, step, index
+    )
+    return soft, index, log_prob, expected
+
+
+@torch.library.custom_op("pynas::gumbel_gates", mutates_args=())
+def gumbel_op(
+    theta: Tensor, mask: Tensor, cost: Tensor, tau: float, seed: int, step: int, draws: int = 1
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`gumbel_gates` as a registered operator."""
+    return gumbel_function(theta, mask, cost, tau, seed, step, draws)
+
+
+@gumbel_op.register_fake
+def _(
+    theta: Tensor, mask: Tensor, cost: Tensor, tau: float, seed: int, step: int, draws: int = 1
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    layers, options = theta.shape
+    return (
+        theta.new_empty((draws, layers, options)),
+        theta.new_empty((draws, layers), dtype=torch.int64),
+        theta.new_empty((draws, layers)),
+        theta.new_empty((draws,)),
+    )
+
+
+@torch.library.custom_op("pynas::gumbel_gates_backward", mutates_args=())
+def gumbel_backward_op(
+    theta: Tensor,
+    mask: Tensor,
+    cost: Tensor,
+    tau: float,
+    soft: Tensor,
+    index: Tensor,
+    soft_grad: Tensor,
+    log_prob_grad: Tensor,
+    cost_grad: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of theta and cost as a registered operator, so that compiled graphs can hold the backward pass."""
+    dense = [t.contiguous() for t in (theta, mask, cost, soft, index, soft_grad, log_prob_grad, cost_grad)]
+    theta, mask, cost, soft, index, soft_grad, log_prob_grad, cost_grad = dense
+    if KERNELS is not None and all(t.is_cpu for t in dense):
+        grads = _backward(theta, mask, cost, tau, soft, index, soft_grad, log_prob_grad, cost_grad, True)
+        return cast(tuple[Tensor, Tensor], grads)
+    total = soft_grad + cost_grad[:, None, None] * cost.masked_fill(~mask, 0)
+    through_soft = soft * (total - (soft * total).sum(-1, keepdim=True)) / tau
+    chosen = torch.zeros_like(soft).scatter_(-1, index[..., None], 1.0)
+    p = torch.softmax(theta.masked_fill(~mask, -torch.inf), -1)
+    theta_grad = through_soft + log_prob_grad[..., None] * (chosen - p)
+    return theta_grad.sum(0), (soft * cost_grad[:, None, None]).sum(0)
+
+
+@gumbel_backward_op.register_fake
+def _(theta: Tensor, mask: Tensor, cost: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(theta), torch.empty_like(cost)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    theta, mask, cost, ctx.tau = inputs[:4]
+    ctx.save_for_backward(theta, mask, cost, output[0], output[1])
+
+
+def _op_backward(ctx: Any, soft_grad: Tensor, _: Tensor, log_prob_grad: Tensor, cost_grad: Tensor) -> tuple[Any, ...]:
+    theta, mask, cost, soft, index = ctx.saved_tensors
+    theta_out, cost_out = gumbel_backward_op(
+        theta, mask, cost, ctx.tau, soft, index, soft_grad, log_prob_grad, cost_grad
+    )
+    return theta_out, None, cost_out, None, None, None, None
+
+
+gumbel_op.register_autograd(_op_backward, setup_context=_setup_context)
+
+
+def _samples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    """FBNet's 22 x 9, one option, uneven layers, more layers than one run of the kernel holds, several draws."""
+    samples: list[tuple[Any, ...]] = []
+    for layers, options, tau, draws in ((22, 9, 5.0, 1), (3, 1, 1.0, 2), (5, 7, 0.3, 3), (70, 17, 1.0, 1)):
+        generator = torch.Generator().manual_seed(layers)
+        theta = torch.randn(layers, options, generator=generator, dtype=dtype).to(device).requires_grad_()
+        cost = torch.rand(layers, options, generator=generator, dtype=dtype).to(device).requires_grad_()
+        mask = torch.rand(layers, options, generator=generator) < 0.7
+        mask[:, -1] |= ~mask.any(-1)
+        samples.append((theta, mask.to(device), cost, tau, 2026, layers, draws))
+    return samples
+
+
+GUMBEL_GATES = Kernel("gumbel_gates", gumbel_op, gumbel_function, gumbel_reference, _samples)

@@ -1,0 +1,30 @@
+"""The record that describes a kernel to the tests, the benchmark and the reader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel: three ways to call the same mathematics, and arguments to try them with.
+
+    Args:
+        name: Unique; the key in `pynas.kernels.ALL`.
+        op: The operator registered with torch.library, for torch.compile and torch.export.
+        function: The hot path: the same arguments and results, with less overhead.
+        reference: What the kernel must compute, in plain PyTorch.
+        samples: Argument tuples on a device, floating point ones of a dtype; tensors that take a gradient require it.
+        differentiable: Whether any argument takes a gradient.
+    """
+
+    name: str
+    op: Callable[..., Any]
+    function: Callable[..., Any]
+    reference: Callable[..., Any]
+    samples: Callable[[torch.device, torch.dtype], list[tuple[Any, ...]]]
+    differentiable: bool = True

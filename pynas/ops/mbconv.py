@@ -1,0 +1,125 @@
+"""Inverted-bottleneck options of FBNet (and of the spaces that borrow its block)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from cost_models.spec import OpSpec
+from pynas.choices import Slot
+from pynas.ops.layers import MODULES, ConvBN, build
+from pynas.ops.mixed import Mixed
+from pynas.registry import FAMILIES, Registry
+
+
+class Option(Protocol):
+    """One entry of this family: everything else about it follows from its spec."""
+
+    def spec(self, slot: Slot) -> OpSpec: ...
+
+
+OPTIONS: Registry[Option] = Registry("mbconv option")
+
+
+@dataclass(frozen=True)
+class Expand:
+    """1x1 conv - BN - act - [shuffle] - depthwise KxK - BN - act - 1x1 conv - BN (FBNet, Table 2 and Figure 3).
+
+    The first 1x1 convolution is kept for expansion 1, as in the paper's operation counts.
+    """
+
+    kernel: int
+    expansion: int
+    groups: int = 1
+
+    def spec(self, slot: Slot) -> OpSpec:
+        return OpSpec(
+            "mbconv",
+            slot.in_channels,
+            slot.out_channels,
+            slot.size,
+            kernel=self.kernel,
+            stride=slot.stride,
+            groups=self.groups,
+            expansion=self.expansion,
+            activation=slot.activation,
+        )
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Identity; where the shape changes, a strided 1x1 convolution with BN and activation stands in for it."""
+
+    def spec(self, slot: Slot) -> OpSpec:
+        if slot.stride == 1 and slot.in_channels == slot.out_channels:
+            return OpSpec("skip", slot.in_channels, slot.out_channels, slot.size)
+        return OpSpec(
+            "conv", slot.in_channels, slot.out_channels, slot.size, stride=slot.stride, activation=slot.activation
+        )
+
+
+OPTIONS.add("k3_e1", Expand(3, 1))
+OPTIONS.add("k3_e1_g2", Expand(3, 1, groups=2))
+OPTIONS.add("k3_e3", Expand(3, 3))
+OPTIONS.add("k3_e6", Expand(3, 6))
+OPTIONS.add("k5_e1", Expand(5, 1))
+OPTIONS.add("k5_e1_g2", Expand(5, 1, groups=2))
+OPTIONS.add("k5_e3", Expand(5, 3))
+OPTIONS.add("k5_e6", Expand(5, 6))
+OPTIONS.add("skip", Skip())
+
+
+class ChannelShuffle(nn.Module):
+    """(B, C, H, W) -> the same with channels (g, C/g) read as (C/g, g)."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        shuffled: Tensor = x.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
+        return shuffled
+
+
+@MODULES.register("mbconv")
+class MBConv(nn.Module):
+    """Kind "mbconv": (B, in, S, S) -> (B, out, ceil(S / stride), ceil(S / stride)).
+
+    Adds its input when stride is 1 and the channels agree. No activation after the last batch norm.
+    """
+
+    def __init__(self, spec: OpSpec) -> None:
+        super().__init__()
+        hidden = spec.in_channels * spec.expansion
+        act = spec.activation
+        self.expand = ConvBN(spec.in_channels, hidden, groups=spec.groups, activation=act)
+        self.shuffle = ChannelShuffle(spec.groups) if spec.groups > 1 else None
+        self.depthwise = ConvBN(hidden, hidden, spec.kernel, spec.stride, groups=hidden, activation=act)
+        self.project = ConvBN(hidden, spec.out_channels, groups=spec.groups, activation="none")
+        self.residual = spec.stride == 1 and spec.in_channels == spec.out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.expand(x)
+        if self.shuffle is not None:
+            y = self.shuffle(y)
+        y = self.project(self.depthwise(y))
+        return x + y if self.residual else y
+
+
+class MBConvFamily:
+    """The family "mbconv": options are looked up by name in `OPTIONS`."""
+
+    def spec(self, slot: Slot, name: str) -> OpSpec:
+        return OPTIONS.get(name).spec(slot)
+
+    def single(self, slot: Slot, names: tuple[str, ...]) -> nn.Module:
+        (name,) = names
+        return build(self.spec(slot, name))
+
+    def mixed(self, slot: Slot) -> nn.Module:
+        return Mixed({name: self.single(slot, (name,)) for name in slot.choice.options})
+
+
+FAMILIES.add("mbconv", MBConvFamily())

@@ -1,0 +1,272 @@
+"""From what was asked to a checked network: the stages of a search, each resumable from the run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import cost_models
+from cost_models.runners import TorchHost
+from pynas.architecture import Architecture
+from pynas.budget import check_budget, cost_range
+from pynas.console import Show
+from pynas.counting import count
+from pynas.export import Report, export
+from pynas.fuse import fuse
+from pynas.ops import build
+from pynas.registry import FAMILIES, SPACES, STRATEGIES, SearchSpace
+from pynas.results import Run, Trained, read_candidates, save_model, write_candidates
+from pynas.strategies import Candidate, Problem, Strategy
+from pynas.strategies.random import random_architectures
+from pynas.supernet import CostTable, cost_table
+from pynas.training.data import Data, open_data
+from pynas.training.evaluate import accuracy
+from pynas.training.feed import Feed, batches
+from pynas.training.loop import train
+from pynas.training.run import RunFolder
+from pynas.training.train import Recipe, Training
+
+TIMINGS = 15
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a search needs, checked before anything is written.
+
+    Args:
+        config: What was asked, as plain values.
+        space: Where to search.
+        strategy: How.
+        data: On which images.
+        device: Latency table.
+        table: Its costs of the space's options.
+        budget: In milliseconds, or None.
+        recipe: How found networks are trained.
+    """
+
+    config: Mapping[str, Any]
+    space: SearchSpace
+    strategy: Strategy
+    data: Data
+    device: cost_models.LatencyTable
+    table: CostTable
+    budget: float | None
+    recipe: Recipe
+
+
+def make_plan(config: Mapping[str, Any], show: Show, folder: RunFolder | None = None) -> Plan:
+    """Resolves names, opens data and table, and checks the budget. Writes nothing, but may measure the host.
+
+    Args:
+        config: Parameters of `pynas.search` by name.
+        show: Where progress is shown.
+        folder: The run to resume: its copy of the table is used, so that a resumed search does not change.
+
+    Raises:
+        ValueError: For whatever cannot work, in one sentence.
+        OSError: For files that cannot be read or written.
+    """
+    strategy = make_strategy(config["strategy"]["name"], config["strategy"]["settings"])
+    recipe = Recipe(**config["recipe"])
+    unsized = make_space(config["space"], config["space_options"])
+    if folder is None:
+        check_writable(Path(config["out"]))
+    data = open_data(
+        config["data"],
+        size=unsized.input_size,
+        seed=config["seed"],
+        limit=config["limit"],
+        on_corrupt=config["on_corrupt"],
+        augment=config["augment"],
+    )
+    space = make_space(config["space"], {**config["space_options"], "classes": len(data.classes)})
+    device = open_device(config["device"], space, config["strict_table"], show, folder)
+    table = cost_table(space, device)
+    budget = config["latency_ms"]
+    if budget == "auto":
+        bounds = cost_range(table)
+        budget = float(f"{(bounds.low + bounds.high) / 2:.3g}")
+    if budget is not None:
+        check_budget(table, budget)
+    return Plan(config, space, strategy, data, device, table, budget, recipe)
+
+
+def make_space(name: str, options: Mapping[str, Any]) -> SearchSpace:
+    """A space by name. Raises ValueError for an unknown name or option."""
+    make = SPACES.get(name)
+    try:
+        return make(**options)
+    except TypeError:
+        known = sorted(make().options())
+        strange = sorted(set(options) - set(known))
+        raise ValueError(f"Space {name!r} has no option {', '.join(map(repr, strange))}. Allowed: {known}.") from None
+
+
+def make_strategy(name: str, settings: Mapping[str, Any]) -> Strategy:
+    """A strategy by name and hyper-parameters. Raises ValueError for unknown ones."""
+    cls = STRATEGIES.get(name)
+    strategy: Strategy = cls(**settings)
+    return strategy
+
+
+def check_writable(out: Path) -> None:
+    """Raises OSError unless runs can be written to this folder, without leaving anything behind."""
+    existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    probe = existing / ".pynas-probe"
+    try:
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise OSError(f"Cannot write runs to {out}: {error.strerror}. Choose another folder with --out.") from None
+
+
+def space_specs(space: SearchSpace) -> list[cost_models.OpSpec]:
+    """Every distinct op of a space, fixed ones included."""
+    options = [FAMILIES.get(slot.family).spec(slot, name) for slot in space.slots() for name in slot.choice.options]
+    return sorted({*space.fixed_specs(), *options})
+
+
+def deployed(spec: cost_models.OpSpec) -> nn.Module:
+    """The module of an op as it is deployed: eval mode, batch norm folded."""
+    return fuse(build(spec))
+
+
+def open_device(
+    name: str, space: SearchSpace, strict: bool, show: Show, folder: RunFolder | None = None
+) -> cost_models.LatencyTable:
+    """The table of a device. The host is measured where rows are missing; no other device ever is.
+
+    Raises:
+        ValueError: If the device is unknown or its table does not cover the space; names the measuring command.
+    """
+    if folder is not None and (folder.path / "device").is_dir():
+        return cost_models.load_folder(folder.path / "device", strict=strict)
+    if name != "host":
+        return cost_models.load(name, strict=strict)
+    specs = space_specs(space)
+    with show.bar("measuring this host", len(specs)) as bar:
+        return cost_models.host_table(specs, build=deployed, report=bar.report)
+
+
+def execute(plan: Plan, run: RunFolder, show: Show) -> Run:
+    """Runs all stages that the run folder does not hold yet, and shows the result."""
+    seed = plan.config["seed"]
+    if not (run.path / "device").is_dir():
+        plan.device.copy_to(run.path / "device")
+    candidates = _search(plan, run, show)
+    best = candidates[0]
+    figures: dict[str, Any] = run.read_json("result.json") or {}
+    if plan.config["retrain"] and not figures:
+        trained = train_alone(plan, best.architecture, run, "retrain", seed, show)
+        save_model(run, trained, plan.data)
+        baseline = _baseline(plan, best, run, show)
+        report = export_checked(trained.model, run.path / "export" / "net.onnx", plan.data, plan.space.input_size)
+        figures = _figures(plan, best, trained, baseline)
+        figures["export"] = {"path": str(report.path), "difference": report.max_abs_diff, "check": str(report)}
+        run.write_json("result.json", figures)
+    return Run(run.path, best.architecture, tuple(candidates), figures)
+
+
+def _search(plan: Plan, run: RunFolder, show: Show) -> list[Candidate]:
+    found = read_candidates(run)
+    if found:
+        return found
+    config, strategy = plan.config, plan.strategy
+    torch.manual_seed(config["seed"])
+    problem = Problem(plan.space, plan.table, plan.budget, config["slack"], config["seed"], config["amp"])
+    strategy.prepare(problem)
+    feed = Feed(plan.data, batch_size=strategy.batch_size, seed=config["seed"])
+    total = sum(strategy.steps(feed, epoch) for epoch in range(strategy.epochs))
+    with show.bar(f"search ({config['strategy']['name']})", total) as bar:
+        train(strategy, feed, run, "search", bar)
+    history = getattr(strategy, "theta_history", None)
+    if history is not None:
+        run.write_array("theta.npy", history())
+    found = strategy.derive(feed)
+    write_candidates(run, found)
+    return found
+
+
+def train_alone(plan: Plan, architecture: Architecture, run: RunFolder, stage: str, seed: int, show: Show) -> Trained:
+    """Trains a network from scratch on all training images and tests it."""
+    torch.manual_seed(seed)
+    training = Training(architecture.build(), plan.recipe, plan.config["amp"])
+    feed = Feed(plan.data, batch_size=plan.recipe.batch_size, seed=seed, pool="train")
+    with show.bar(stage, training.epochs * feed.steps_weights) as bar:
+        train(training, feed, run, stage, bar)
+    model = training.result()
+    test = plan.data.test
+    return Trained(model, architecture, accuracy(model, test, plan.data), len(test), run.path)
+
+
+def _baseline(plan: Plan, best: Candidate, run: RunFolder, show: Show) -> list[dict[str, Any]]:
+    """Random networks of the same budget (or, without one, of the found net's cost), trained by the same recipe."""
+    wanted = plan.config["baseline"]
+    if not wanted:
+        return []
+    seed = plan.config["seed"]
+    budget = plan.budget if plan.budget is not None else best.cost * 1.0001
+    random = random_architectures(plan.space, plan.table, wanted, budget, plan.config["slack"], seed + 1)
+    done = run.read_lines("baseline.jsonl")
+    for number, architecture in enumerate(random):
+        if number < len(done):
+            continue
+        trained = train_alone(plan, architecture, run, f"random-{number + 1}", seed, show)
+        record = {"accuracy": trained.accuracy, "cost": plan.table.cost(architecture), "net": architecture.to_json()}
+        done.append(record)
+        run.write_lines("baseline.jsonl", done)
+    return done
+
+
+def export_checked(net: nn.Module, path: Path, data: Data, size: int) -> Report:
+    """Exports a trained network and runs the file back on test images."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples, _ = next(batches(data.test, 64, data))
+    return export(
+        net,
+        path,
+        input_size=size,
+        samples=samples,
+        labels=data.classes,
+        mean=tuple(float(value) for value in data.mean),
+        std=tuple(float(value) for value in data.std),
+    )
+
+
+def measured_ms(net: nn.Module, size: int) -> tuple[float, float]:
+    """Median and interquartile range of a network's latency on this host: one thread, batch 1, batch norm folded."""
+    times = TorchHost().time_net_ms(fuse(net), (1, 3, size, size), TIMINGS)
+    quarters = statistics.quantiles(times, n=4)
+    return statistics.median(times), quarters[2] - quarters[0]
+
+
+def _figures(plan: Plan, best: Candidate, trained: Trained, baseline: list[dict[str, Any]]) -> dict[str, Any]:
+    size = plan.space.input_size
+    counts = count(trained.model, (3, size, size))
+    median, spread = measured_ms(trained.model, size)
+    on_host = plan.config["device"] == "host"
+    return {
+        "net": str(trained.architecture),
+        "fingerprint": trained.architecture.fingerprint,
+        "test_accuracy": trained.accuracy,
+        "test_images": trained.images,
+        "held_out_accuracy_inherited": best.accuracy,
+        "params": counts.params,
+        "macs": counts.macs,
+        "budget_ms": plan.budget,
+        "predicted_ms": best.cost,
+        "device": plan.device.describe(),
+        "sources": dict(plan.table.sources),
+        "measured_ms": median if on_host else None,
+        "measured_spread_ms": spread if on_host else None,
+        "baseline": [{"accuracy": record["accuracy"], "cost": record["cost"]} for record in baseline],
+        "recipe": dataclasses.asdict(plan.recipe),
+        "seed": plan.config["seed"],
+    }

@@ -1,0 +1,113 @@
+"""What a search strategy is: a dataclass whose fields are its hyper-parameters, with an update and a way to derive."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeVar
+
+from cost_models.names import unknown
+from pynas.architecture import Architecture
+from pynas.registry import SearchSpace
+from pynas.supernet import CostTable
+from pynas.training.feed import Feed
+from pynas.training.loop import Progress
+
+S = TypeVar("S", bound="Strategy")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a strategy is asked to solve.
+
+    Args:
+        space: Where to search.
+        table: Cost of every option.
+        budget: Upper bound of the predicted cost in the table's unit, or None to trade off freely.
+        slack: Share of the budget that a returned network may leave unused.
+        seed: Of all random numbers.
+        amp: Mixed precision of forward passes.
+    """
+
+    space: SearchSpace
+    table: CostTable
+    budget: float | None
+    slack: float
+    seed: int
+    amp: Literal["off", "bf16"] = "off"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A derived network with what is known of it before it is trained alone.
+
+    Args:
+        architecture: What it is.
+        accuracy: On the images held out for the architecture, between 0 and 1.
+        cost: Predicted, in the table's unit.
+        origin: How it was derived.
+    """
+
+    architecture: Architecture
+    accuracy: float
+    cost: float
+    origin: str
+
+
+@dataclass
+class Strategy(ABC):
+    """A search strategy.
+
+    Args:
+        epochs: Passes over the training images.
+        batch_size: Images per step.
+    """
+
+    epochs: int
+    batch_size: int
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
+    COST: ClassVar[str] = ""
+
+    @classmethod
+    def preset(cls: type[S], name: str, **changes: Any) -> S:
+        """The strategy with a named set of hyper-parameters, some of them changed.
+
+        Raises:
+            ValueError: If there is no such preset or no such hyper-parameter.
+        """
+        if name not in cls.PRESETS:
+            raise unknown("preset", name, cls.PRESETS)
+        fields = {field.name for field in dataclasses.fields(cls) if field.init}
+        for key in changes:
+            if key not in fields:
+                raise unknown(f"hyper-parameter of strategy {cls.__name__}", key, fields)
+        return cls(**{**cls.PRESETS[name], **changes})
+
+    @abstractmethod
+    def prepare(self, problem: Problem) -> None:
+        """Makes supernet, sampler and optimisers. Raises ValueError for hyper-parameters that cannot work."""
+
+    @abstractmethod
+    def steps(self, feed: Feed, epoch: int) -> int:
+        """Number of steps of an epoch."""
+
+    @abstractmethod
+    def step(self, feed: Feed, progress: Progress) -> dict[str, float]:
+        """One update. Returns what is worth logging; "loss" always."""
+
+    @abstractmethod
+    def end_epoch(self, epoch: int) -> dict[str, Any]:
+        """What is worth logging of a finished epoch."""
+
+    @abstractmethod
+    def derive(self, feed: Feed) -> list[Candidate]:
+        """The found networks, best first."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...

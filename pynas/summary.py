@@ -1,0 +1,86 @@
+"""What a search says before it starts and when it is done."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from pynas.budget import cost_range
+from pynas.console import Show
+from pynas.pipeline import Plan
+from pynas.results import Run
+from pynas.training.feed import Feed
+
+
+def show_plan(plan: Plan, show: Show) -> None:
+    """Says what will be done, under which budget, and what that costs."""
+    strategy, name = plan.strategy, plan.config["strategy"]["name"]
+    feed = Feed(plan.data, batch_size=strategy.batch_size, seed=plan.config["seed"])
+    steps = sum(strategy.steps(feed, epoch) for epoch in range(strategy.epochs))
+    bounds = cost_range(plan.table)
+    show.line(f"data: {plan.data.describe()}")
+    show.line(f"device: {plan.device.describe()}")
+    networks = 1
+    for choice in plan.space.choices():
+        networks *= len(choice.options)
+    show.line(
+        f"space: {plan.space.name}, {len(plan.space.choices())} choices, {networks:.3g} networks, predicted "
+        f"{bounds.low:.3g} to {bounds.high:.3g} ms"
+    )
+    if plan.budget is None:
+        show.line("budget: none; latency is weighed by the strategy's own loss")
+    elif plan.budget >= bounds.high:
+        show.line(f"budget: {plan.budget:g} ms does not bind; every network of the space meets it")
+    else:
+        show.line(f"budget: {plan.budget:g} ms")
+    show.line(
+        f"strategy: {name}, {strategy.epochs} epochs, {steps} steps of {strategy.batch_size} images; published cost: "
+        f"{strategy.COST}"
+    )
+
+
+def show_result(run: Run, show: Show) -> None:
+    """The closing table: best net, accuracy, MACs, predicted and measured latency, random baseline, where things are."""
+    best, figures = run.candidates[0], run.figures
+    if not figures:
+        show.line(f"best: {best.architecture}, predicted {best.cost:.3g} ms; train it with: pynas retrain {run.folder}")
+        return
+    rows = [
+        ("best net", figures["net"]),
+        ("test accuracy", f"{figures['test_accuracy']:.2%} of {figures['test_images']} images"),
+        ("params / MACs", f"{figures['params']:,} / {figures['macs']:,}"),
+        ("predicted latency", f"{figures['predicted_ms']:.3g} ms{_budget(figures)}"),
+        ("measured latency", _measured(figures)),
+        ("random search", _baseline(figures)),
+        ("export", figures["export"]["check"]),
+        ("run folder", str(run.folder)),
+        ("exported file", figures["export"]["path"]),
+    ]
+    show.table("Result", ("what", "value"), rows, note=f"latency: {figures['device']}")
+
+
+def _budget(figures: dict[str, Any] | Any) -> str:
+    if figures["budget_ms"] is None:
+        return ""
+    return f" ({figures['predicted_ms'] / figures['budget_ms']:.0%} of the budget {figures['budget_ms']:g} ms)"
+
+
+def _measured(figures: dict[str, Any] | Any) -> str:
+    if figures["measured_ms"] is None:
+        return "not here: the table's device is not this host"
+    ratio = figures["measured_ms"] / figures["predicted_ms"]
+    return (
+        f"{figures['measured_ms']:.3g} ms, spread {figures['measured_spread_ms']:.2g} ms, on this host, whole net "
+        f"({ratio:.0%} of predicted)"
+    )
+
+
+def _baseline(figures: dict[str, Any] | Any) -> str:
+    found = [entry["accuracy"] for entry in figures["baseline"]]
+    if not found:
+        return "not asked for (baseline=0)"
+    ahead = figures["test_accuracy"] - statistics.fmean(found)
+    return (
+        f"{len(found)} nets of the same budget and recipe: mean {statistics.fmean(found):.2%}, best {max(found):.2%}; "
+        f"found net {100 * ahead:+.2f} points against the mean"
+    )

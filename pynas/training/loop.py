@@ -1,0 +1,146 @@
+"""The one loop: searches and trainings alike are tasks that it steps, logs, checkpoints, and resumes."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Protocol
+
+from pynas.training.feed import Feed
+from pynas.training.run import RunFolder
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a task stands.
+
+    Args:
+        epoch: From 0.
+        step: Within the epoch, from 0.
+    """
+
+    epoch: int
+    step: int
+
+
+class Task(Protocol):
+    """Something that is trained in epochs of steps."""
+
+    epochs: int
+
+    def steps(self, feed: Feed, epoch: int) -> int:
+        """Number of steps of an epoch."""
+
+    def step(self, feed: Feed, progress: Progress) -> dict[str, float]:
+        """One update; "loss" must be among what it returns, and "lr" if there is one."""
+
+    def end_epoch(self, epoch: int) -> dict[str, Any]:
+        """What is worth logging of a finished epoch."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Bar(Protocol):
+    """Shows progress; `pynas.console` has the real one."""
+
+    def advance(self, text: str) -> None: ...
+
+
+class Diverged(ValueError):
+    """The loss is no longer a number."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C came, and the state is saved."""
+
+
+def train(task: Task, feed: Feed, run: RunFolder, stage: str, bar: Bar) -> None:
+    """Runs a task to its end, from wherever the run folder's checkpoint of this stage left it.
+
+    A checkpoint is written after every epoch and on Ctrl-C. All randomness is a function of the seed and the position, or
+    part of the checkpoint, so that a broken and resumed run ends as an unbroken one, bit for bit on one thread.
+
+    Args:
+        task: What to train.
+        feed: Where its batches come from; its position is part of the checkpoint.
+        run: Where logs and checkpoints go.
+        stage: Name of the checkpoint: "search", "retrain", ...
+        bar: Told about every step.
+
+    Raises:
+        Diverged: If the loss is not finite; the message names step and learning rate, the last checkpoint stays.
+        Interrupted: After Ctrl-C, when the state is saved.
+    """
+    start = run.load_checkpoint(stage)
+    first_epoch, first_step = 0, 0
+    totals: dict[str, list[float]] = {}
+    if start is not None:
+        task.load_state_dict(start["task"])
+        feed.load_state_dict(start["feed"])
+        first_epoch, first_step, totals = start["epoch"], start["step"], start["totals"]
+        for epoch in range(first_epoch):
+            for _ in range(task.steps(feed, epoch)):
+                bar.advance("resumed")
+
+    def save(epoch: int, step: int) -> None:
+        state = {"task": task.state_dict(), "feed": feed.state_dict(), "epoch": epoch, "step": step, "totals": totals}
+        run.save_checkpoint(stage, state)
+
+    with _interruptible() as interrupted:
+        for epoch in range(first_epoch, task.epochs):
+            began = time.monotonic()
+            steps = task.steps(feed, epoch)
+            for step in range(first_step, steps):
+                metrics = task.step(feed, Progress(epoch, step))
+                _check_finite(metrics, stage, epoch, step, run)
+                for name, value in metrics.items():
+                    totals.setdefault(name, []).append(value)
+                bar.advance(f"epoch {epoch + 1}/{task.epochs}  loss {metrics['loss']:.3f}")
+                if interrupted.is_set() and not (epoch == task.epochs - 1 and step == steps - 1):
+                    save(epoch, step + 1)
+                    raise Interrupted(f"Stopped. Go on with: pynas search --resume {run.path}")
+            means = {name: math.fsum(values) / len(values) for name, values in totals.items()}
+            record = means | task.end_epoch(epoch) | {"seconds": round(time.monotonic() - began, 2)}
+            totals, first_step = {}, 0
+            run.log(stage, epoch, record)
+            save(epoch + 1, 0)
+
+
+def _check_finite(metrics: dict[str, float], stage: str, epoch: int, step: int, run: RunFolder) -> None:
+    if math.isfinite(metrics["loss"]):
+        return
+    lr = f" at learning rate {metrics['lr']:.4g}" if "lr" in metrics else ""
+    kept = run.checkpoint_path(stage)
+    where = f"The last good checkpoint is {kept}. " if kept.exists() else ""
+    raise Diverged(
+        f"The loss of {stage} is {metrics['loss']} in epoch {epoch + 1}, step {step + 1}{lr}. {where}"
+        "Try a lower learning rate, or amp='off' if it was on."
+    )
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Turns the first Ctrl-C into a flag that is read between steps; a second one interrupts at once."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        flag.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,125 @@
+"""Trains one network: SGD with a cosine schedule, label smoothing, and an average of the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from pynas.training.feed import Feed
+from pynas.training.loop import Progress
+from pynas.training.optim import Amp, autocast, cosine, fast_layout, set_lr
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained alone.
+
+    FBNet's paper trains for 360 epochs at batch 256 with steps at 90, 180 and 270 (from memory, unverified); a cosine and
+    fewer epochs are what small data sets want.
+
+    Args:
+        epochs: Passes over the training images.
+        batch_size: Images per step.
+        lr: Peak learning rate of SGD.
+        warmup_epochs: Of linear warm-up.
+        momentum: Of SGD (Nesterov).
+        weight_decay: On convolution and classifier weights, not on batch norm and biases.
+        label_smoothing: Of the cross-entropy.
+        ema_decay: Of the moving average of the weights, which is what is kept; 0 for none.
+        clip: Largest norm of the gradient; 0 for none.
+    """
+
+    epochs: int = 30
+    batch_size: int = 64
+    lr: float = 0.1
+    warmup_epochs: float = 1.0
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    label_smoothing: float = 0.1
+    ema_decay: float = 0.99
+    clip: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 2:
+            raise ValueError(
+                f"Training needs epochs >= 1 and batch_size >= 2, not {self.epochs} and {self.batch_size}."
+            )
+        if not self.lr > 0:
+            raise ValueError(f"The learning rate must be positive, not {self.lr}.")
+        if not (0 <= self.label_smoothing < 1 and 0 <= self.ema_decay < 1):
+            raise ValueError("label_smoothing and ema_decay must lie in [0, 1).")
+
+
+class Training:
+    """The task of training one network by a recipe.
+
+    Args:
+        net: Trained in place.
+        recipe: How.
+        amp: Mixed precision of the forward pass.
+    """
+
+    def __init__(self, net: nn.Module, recipe: Recipe, amp: Amp = "off") -> None:
+        self.net = fast_layout(net)
+        self.recipe = recipe
+        self.amp = amp
+        self.epochs = recipe.epochs
+        decayed = [p for p in net.parameters() if p.dim() > 1]
+        free = [p for p in net.parameters() if p.dim() <= 1]
+        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=recipe.momentum > 0)
+        self.average: AveragedModel | None = None
+        if recipe.ema_decay:
+            ema = get_ema_multi_avg_fn(recipe.ema_decay)
+            self.average = AveragedModel(net, multi_avg_fn=ema, use_buffers=True)
+
+    def steps(self, feed: Feed, epoch: int) -> int:
+        return feed.steps_weights
+
+    def step(self, feed: Feed, progress: Progress) -> dict[str, float]:
+        per_epoch = feed.steps_weights
+        done, total = progress.epoch * per_epoch + progress.step, self.epochs * per_epoch
+        lr = cosine(self.recipe.lr, done, total, round(self.recipe.warmup_epochs * per_epoch))
+        set_lr(self.optimizer, lr)
+        x, y = feed.weights()
+        self.net.train()
+        with autocast(self.amp):
+            logits = self.net(fast_layout(x))
+            loss = functional.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.recipe.clip:
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.clip)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.net)
+        right = float((logits.detach().argmax(1) == y).float().mean())
+        return {"loss": float(loss.detach()), "train_accuracy": right, "lr": lr}
+
+    def end_epoch(self, epoch: int) -> dict[str, Any]:
+        return {}
+
+    def result(self) -> nn.Module:
+        """The network to keep: the average of the weights if there is one. In eval mode."""
+        kept: nn.Module = self.net if self.average is None else self.average.module
+        return kept.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        torch.set_rng_state(state["rng"])
