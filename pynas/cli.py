@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import Any, Literal
 
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentError, auto_cli
 
 import cost_models
 from pynas import api
@@ -64,16 +65,32 @@ def main(args: list[str] | None = None) -> int:
     """Runs one command. Returns the exit status: 0, 1 for an error that the user can mend, 130 after Ctrl-C."""
     given = sys.argv[1:] if args is None else args
     try:
-        auto_cli(COMMANDS, args=_named_strategy(given), prog="pynas")
+        auto_cli(COMMANDS, args=_named_strategy(given), prog="pynas", exit_on_error=False)
     except KeyboardInterrupt as stop:
         print(str(stop) or "Stopped.", file=sys.stderr)
         return 130
+    except ArgumentError as error:
+        print(f"pynas: error: {_misuse(str(error), given)}", file=sys.stderr)
+        return 2
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("PYNAS_DEBUG"):
             raise
         print(f"pynas: error: {_sentence(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _misuse(text: str, given: list[str]) -> str:
+    """One sentence for what the parser says in many lines."""
+    command = given[0] if given and given[0] in COMMANDS else ""
+    see = f"See: pynas {command} --help" if command else f"Commands: {', '.join(COMMANDS)}."
+    keys = re.findall(r'Parser key "([^"]+)"', text)
+    values = re.findall(r"Got value: (.*)", text) or re.findall(r"Given value: (.*)", text)
+    if not keys or not values:
+        return f"{text.splitlines()[0].removeprefix('error: ').rstrip('.')}. {see}"
+    kinds = re.findall(r"Expected a (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*?)\])", text)
+    allowed = " or ".join(dict.fromkeys((name or literal).replace("NoneType", "null") for name, literal in kinds))
+    return f"--{'.'.join(keys)} cannot be {values[0].strip()!r}; expected {allowed}. {see}"
 
 
 def _sentence(error: Exception) -> str:
@@ -99,6 +116,7 @@ def _named_strategy(args: list[str]) -> list[str]:
             skip = not skip
         elif not arg.startswith(("--strategy=", "--preset=")):
             rest.append(arg)
-    fields = cls.PRESETS[preset] if preset in cls.PRESETS else vars(cls.preset(preset))
+    named = [arg.removeprefix("--strategy.") for arg in flat if arg.startswith("--strategy.")]
+    fields = cls.preset_values(preset, named)
     filled = [f"--strategy.{field}={value}" for field, value in fields.items()]
     return [rest[0], f"--strategy={cls.__module__}.{cls.__qualname__}", *filled, *rest[1:]]

@@ -33,9 +33,10 @@ def show_plan(plan: Plan, show: Show) -> None:
         show.line(f"budget: {plan.budget:g} ms does not bind; every network of the space meets it")
     else:
         show.line(f"budget: {plan.budget:g} ms")
+    macs = steps * strategy.batch_size * strategy.macs_per_image(plan.space)
     show.line(
-        f"strategy: {name}, {strategy.epochs} epochs, {steps} steps of {strategy.batch_size} images; published cost: "
-        f"{strategy.COST}"
+        f"strategy: {name}, {strategy.epochs} epochs, {steps:,} steps of {strategy.batch_size} images, {macs / 1e12:,.3g} "
+        f"tera-MACs here; published cost: {strategy.COST}"
     )
 
 

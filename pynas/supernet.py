@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cost_models.analytic import Macs
 from cost_models.base import CostModel
 from pynas.architecture import Architecture
 from pynas.choices import Choice, Gates, Slot
@@ -99,6 +100,19 @@ def cost_table(space: SearchSpace, model: CostModel) -> CostTable:
     order = {choice.name: index for index, choice in enumerate(choices)}
     choice_of = tuple(order[slot.choice.name] for slot in slots)
     return CostTable(tuple(s.name for s in slots), choices, choice_of, values, mask, fixed, model.unit, sources)
+
+
+def mean_macs(space: SearchSpace, paths: int | None = None) -> float:
+    """Multiply-adds of a forward pass per image, averaged over uniform paths.
+
+    Args:
+        space: Of the supernet.
+        paths: Options computed in every slot; all of them by default.
+    """
+    table = cost_table(space, Macs())
+    widths = table.mask.sum(1)
+    computed = widths if paths is None else torch.full_like(widths, paths)
+    return float((table.values.sum(1) / widths * computed).sum()) + table.fixed
 
 
 class Supernet(nn.Module):

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pynas.kernels import noise
 from pynas.kernels.kernel import Kernel
@@ -27,7 +26,7 @@ class GumbelGates(NamedTuple):
     """
 
     soft: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
     log_prob: Tensor
     cost: Tensor
 
@@ -57,12 +56,14 @@ def gumbel_gates(
             of an allowed option is not finite.
     """
     if torch.compiler.is_compiling():
-        return GumbelGates(*gumbel_op(theta, mask, cost, tau, seed, step, draws))
+        # As a tensor, tau can change without a recompilation; so can step, which stays a symbol.
+        heat = tau * torch.ones((), dtype=torch.float64, device="cpu")
+        return GumbelGates(*gumbel_op(theta, mask, cost, heat, seed, step, draws))
     return GumbelGates(*gumbel_function(theta, mask, cost, tau, seed, step, draws))
 
 
 def gumbel_reference(
-    theta: Tensor, mask: Tensor, cost: Tensor, tau: float, seed: int, step: int, draws: int = 1
+    theta: Tensor, mask: Tensor, cost: Tensor, tau: float | Tensor, seed: int, step: int, draws: int = 1
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """States `gumbel_gates` in plain PyTorch, for any device and any order of derivative."""
     _check(theta, mask, cost, tau, seed, step, draws)
@@ -79,7 +80,7 @@ def gumbel_reference(
     return soft, chosen, log_prob, (soft * cost.masked_fill(~mask, 0)).sum((-2, -1))
 
 
-def _check(theta: Tensor, mask: Tensor, cost: Tensor, tau: float, seed: int, step: int, draws: int) -> None:
+def _check(theta: Tensor, mask: Tensor, cost: Tensor, tau: float | Tensor, seed: int, step: int, draws: int) -> None:
     shape = theta.shape
     if len(shape) != 2 or mask.shape != shape or cost.shape != shape:
         raise ValueError(
@@ -94,7 +95,7 @@ def _check(theta: Tensor, mask: Tensor, cost: Tensor, tau: float, seed: int, ste
     if mask.dtype is not torch.bool:
         raise ValueError(f"mask must be bool, got {mask.dtype}. Try mask.bool().")
     if not _TAUS[0] <= tau <= _TAUS[1]:
-        raise ValueError(f"tau is {tau}; it must be a finite number > 0, from 1e-30 to 1e30.")
+        raise ValueError(f"tau is {float(tau)}; it must be a finite number > 0, from 1e-30 to 1e30.")
     if not 1 <= draws <= noise.INDICES:
         raise ValueError(f"draws is {draws}; it must be in 1 .. 2^32.")
     noise.check_stream(seed, step)
@@ -105,7 +106,11 @@ def _check_values(theta: Tensor, mask: Tensor, cost: Tensor) -> None:
     closed = ~mask.any(-1)
     for name, bad, advice in (
         ("mask", closed, "allows no option. Allow at least one"),
-        ("theta", (mask & ~theta.isfinite()).any(-1), "is not finite. Has the search diverged? Lower its learning rate"),
+        (
+            "theta",
+            (mask & ~theta.isfinite()).any(-1),
+            "is not finite. Has the search diverged? Lower its learning rate",
+        ),
         ("cost", (mask & ~cost.isfinite()).any(-1), "is not finite for an allowed option"),
     ):
         if bad.any():
@@ -117,15 +122,16 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Calls the kernel on checked, dense CPU tensors. Fills index; returns soft, log_prob and the expected cost."""
     draws, layers = index.shape
-    options, dtype = theta.shape[1], theta.dtype
-    soft = torch.empty(draws, layers, options, dtype=dtype)
-    log_prob = torch.empty(draws, layers, dtype=dtype)
-    expected = torch.empty(draws, dtype=dtype)
-    forward = KERNELS.gumbel_forward_f32 if dtype is torch.float32 else KERNELS.gumbel_forward_f64
+    options = theta.shape[1]
+    soft = theta.new_empty(draws, layers, options)
+    log_prob = theta.new_empty(draws, layers)
+    expected = theta.new_empty(draws)
+    forward = KERNELS.gumbel_forward_f32 if theta.dtype is torch.float32 else KERNELS.gumbel_forward_f64
     inputs = theta.data_ptr(), mask.data_ptr(), cost.data_ptr(), tau, seed, step
     outputs = soft.data_ptr(), index.data_ptr(), log_prob.data_ptr(), expected.data_ptr()
     if not forward(draws, layers, options, *inputs, *outputs):
         _check_values(theta, mask, cost)
+        raise ValueError("theta, mask or cost changed while gumbel_gates was reading them.")
     return soft, log_prob, expected
 
 
@@ -133,15 +139,14 @@ def _backward(
     theta: Tensor,
     mask: Tensor,
     cost: Tensor,
-    tau: float,
-    soft: Tensor,
-    index: Tensor,
+    call: tuple[float, int, int, int],
     soft_grad: Tensor | None,
     log_prob_grad: Tensor | None,
     cost_grad: Tensor | None,
     wants_cost: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Calls the kernel for the gradients of theta and cost. None stands for a gradient of zeros."""
+    tau, seed, step, draws = call
     theta_out = torch.empty_like(theta)
     cost_out = torch.empty_like(theta) if wants_cost else None
     # The names keep dense copies alive during the call.
@@ -149,10 +154,9 @@ def _backward(
     log_prob_grad = None if log_prob_grad is None else log_prob_grad.contiguous()
     cost_grad = None if cost_grad is None else cost_grad.contiguous()
     backward = KERNELS.gumbel_backward_f32 if theta.dtype is torch.float32 else KERNELS.gumbel_backward_f64
-    inputs = theta.data_ptr(), mask.data_ptr(), cost.data_ptr(), tau, soft.data_ptr(), index.data_ptr()
+    inputs = theta.data_ptr(), mask.data_ptr(), cost.data_ptr(), tau, seed, step
     grads = _address(soft_grad), _address(log_prob_grad), _address(cost_grad)
-    if not backward(*soft.shape, *inputs, *grads, theta_out.data_ptr(), _address(cost_out)):
-        raise ValueError("index holds a number that is no option. Pass it as gumbel_gates returned it.")
+    backward(draws, *theta.shape, *inputs, *grads, theta_out.data_ptr(), _address(cost_out))
     return theta_out, cost_out
 
 
@@ -161,36 +165,64 @@ def _address(tensor: Tensor | None) -> int:
 
 
 class _Gates(torch.autograd.Function):
-    # index is made by the caller and filled here: as an output it would cost as much as the kernel itself.
+    # index is made by the caller and filled here: a fourth output would cost as much as the kernel itself. Of the
+    # outputs nothing is saved, because the backward kernel draws them again, which costs less.
     @staticmethod
     def forward(
         ctx: Any, theta: Tensor, mask: Tensor, cost: Tensor, tau: float, seed: int, step: int, index: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        outputs = _forward(theta, mask, cost, tau, seed, step, index)
-        ctx.save_for_backward(theta, mask, cost, outputs[0], index)
+        ctx.save_for_backward(theta, mask, cost)
+        ctx.call = tau, seed, step, index.shape[0]
         ctx.set_materialize_grads(False)
-        ctx.tau = tau
-        return outputs
+        return _forward(theta, mask, cost, tau, seed, step, index)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, soft_grad: Tensor, log_prob_grad: Tensor, cost_grad: Tensor) -> tuple[Any, ...]:
-        theta, mask, cost, soft, index = ctx.saved_tensors
-        wants_cost = ctx.needs_input_grad[2]
+    def backward(
+        ctx: Any, soft_grad: Tensor | None, log_prob_grad: Tensor | None, cost_grad: Tensor | None
+    ) -> tuple[Any, ...]:
+        theta, mask, cost = ctx.saved_tensors
         theta_out, cost_out = _backward(
-            theta, mask, cost, ctx.tau, soft, index, soft_grad, log_prob_grad, cost_grad, wants_cost
+            theta, mask, cost, ctx.call, soft_grad, log_prob_grad, cost_grad, ctx.needs_input_grad[2]
         )
+        if torch.is_grad_enabled():  # the caller keeps a graph of this backward pass
+            sources = theta, cost, soft_grad, log_prob_grad, cost_grad
+            theta_out = _Last.apply(theta_out, *sources)
+            cost_out = None if cost_out is None else _Last.apply(cost_out, *sources)
         return theta_out, None, cost_out, None, None, None, None
 
 
+class _Last(torch.autograd.Function):
+    """Passes a gradient on. Ties it to what it depends on, so that every second derivative meets the error.
+
+    `torch.autograd.function.once_differentiable` does not: where theta is also reached on another path, it lets
+    torch.autograd.grad return that path's share alone.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, *sources: Tensor | None) -> Tensor:
+        return grad.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        _refuse(ctx, *grads)
+
+
+def _refuse(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError(
+        "gumbel_gates cannot be differentiated twice. For second derivatives call "
+        "pynas.kernels.gumbel.gumbel_reference, which is plain PyTorch."
+    )
+
+
 def gumbel_function(
-    theta: Tensor, mask: Tensor, cost: Tensor, tau: float, seed: int, step: int, draws: int = 1
+    theta: Tensor, mask: Tensor, cost: Tensor, tau: float | Tensor, seed: int, step: int, draws: int = 1
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The hot path of `gumbel_gates`; the reference where there is no kernel for the device."""
+    tau = float(tau)
     if KERNELS is None or not (theta.is_cpu and mask.is_cpu and cost.is_cpu):
         return gumbel_reference(theta, mask, cost, tau, seed, step, draws)
     _check(theta, mask, cost, tau, seed, step, draws)
-    index = torch.empty(draws, theta.shape[0], dtype=torch.int64)
+    index = theta.new_empty(draws, theta.shape[0], dtype=torch.int64)
     soft, log_prob, expected = _Gates.apply(
         theta.contiguous(), mask.contiguous(), cost.contiguous(), tau, seed, step, index
     )
@@ -199,22 +231,22 @@ def gumbel_function(
 
 @torch.library.custom_op("pynas::gumbel_gates", mutates_args=())
 def gumbel_op(
-    theta: Tensor, mask: Tensor, cost: Tensor, tau: float, seed: int, step: int, draws: int = 1
+    theta: Tensor, mask: Tensor, cost: Tensor, tau: Tensor, seed: int, step: int, draws: int = 1
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`gumbel_gates` as a registered operator."""
+    """`gumbel_gates` as a registered operator, with tau as a tensor without dimensions."""
     return gumbel_function(theta, mask, cost, tau, seed, step, draws)
 
 
 @gumbel_op.register_fake
 def _(
-    theta: Tensor, mask: Tensor, cost: Tensor, tau: float, seed: int, step: int, draws: int = 1
+    theta: Tensor, mask: Tensor, cost: Tensor, tau: Tensor, seed: int, step: int, draws: int = 1
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     layers, options = theta.shape
     return (
-        theta.new_empty((draws, layers, options)),
-        theta.new_empty((draws, layers), dtype=torch.int64),
-        theta.new_empty((draws, layers)),
-        theta.new_empty((draws,)),
+        theta.new_empty(draws, layers, options),
+        theta.new_empty(draws, layers, dtype=torch.int64),
+        theta.new_empty(draws, layers),
+        theta.new_empty(draws),
     )
 
 
@@ -223,19 +255,21 @@ def gumbel_backward_op(
     theta: Tensor,
     mask: Tensor,
     cost: Tensor,
-    tau: float,
-    soft: Tensor,
-    index: Tensor,
+    tau: Tensor,
+    seed: int,
+    step: int,
     soft_grad: Tensor,
     log_prob_grad: Tensor,
     cost_grad: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of theta and cost as a registered operator, so that compiled graphs can hold the backward pass."""
-    dense = [t.contiguous() for t in (theta, mask, cost, soft, index, soft_grad, log_prob_grad, cost_grad)]
-    theta, mask, cost, soft, index, soft_grad, log_prob_grad, cost_grad = dense
-    if KERNELS is not None and all(t.is_cpu for t in dense):
-        grads = _backward(theta, mask, cost, tau, soft, index, soft_grad, log_prob_grad, cost_grad, True)
+    draws = len(cost_grad)
+    theta, mask, cost = theta.contiguous(), mask.contiguous(), cost.contiguous()
+    if KERNELS is not None and theta.is_cpu:
+        call = float(tau), seed, step, draws
+        grads = _backward(theta, mask, cost, call, soft_grad, log_prob_grad, cost_grad, True)
         return cast(tuple[Tensor, Tensor], grads)
+    soft, index, _, _ = gumbel_reference(theta, mask, cost, tau, seed, step, draws)
     total = soft_grad + cost_grad[:, None, None] * cost.masked_fill(~mask, 0)
     through_soft = soft * (total - (soft * total).sum(-1, keepdim=True)) / tau
     chosen = torch.zeros_like(soft).scatter_(-1, index[..., None], 1.0)
@@ -249,16 +283,17 @@ def _(theta: Tensor, mask: Tensor, cost: Tensor, *rest: Any) -> tuple[Tensor, Te
     return torch.empty_like(theta), torch.empty_like(cost)
 
 
+gumbel_backward_op.register_autograd(_refuse)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    theta, mask, cost, ctx.tau = inputs[:4]
-    ctx.save_for_backward(theta, mask, cost, output[0], output[1])
+    theta, mask, cost, tau, ctx.seed, ctx.step, _ = inputs
+    ctx.save_for_backward(theta, mask, cost, tau)
 
 
 def _op_backward(ctx: Any, soft_grad: Tensor, _: Tensor, log_prob_grad: Tensor, cost_grad: Tensor) -> tuple[Any, ...]:
-    theta, mask, cost, soft, index = ctx.saved_tensors
-    theta_out, cost_out = gumbel_backward_op(
-        theta, mask, cost, ctx.tau, soft, index, soft_grad, log_prob_grad, cost_grad
-    )
+    inputs = *ctx.saved_tensors, ctx.seed, ctx.step
+    theta_out, cost_out = gumbel_backward_op(*inputs, soft_grad, log_prob_grad, cost_grad)
     return theta_out, None, cost_out, None, None, None, None
 
 
@@ -274,7 +309,8 @@ def _samples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
         cost = torch.rand(layers, options, generator=generator, dtype=dtype).to(device).requires_grad_()
         mask = torch.rand(layers, options, generator=generator) < 0.7
         mask[:, -1] |= ~mask.any(-1)
-        samples.append((theta, mask.to(device), cost, tau, 2026, layers, draws))
+        heat = torch.tensor(tau, dtype=torch.float64)
+        samples.append((theta, mask.to(device), cost, heat, 2026, layers, draws))
     return samples
 
 

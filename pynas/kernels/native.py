@@ -7,6 +7,7 @@ Environment:
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
 from typing import Any
@@ -16,7 +17,7 @@ import torch  # noqa: F401  before _C, so that both use one OpenMP runtime
 
 def _load() -> tuple[Any, str]:
     try:
-        from pynas import _C
+        module = importlib.import_module("pynas._C")
     except ImportError as error:
         reason = f"pynas._C cannot be imported ({error})"
         remedy = "Install pynas from its source folder with: pip install ."
@@ -28,7 +29,7 @@ def _load() -> tuple[Any, str]:
             stacklevel=2,
         )
         return None, reason
-    return _C, "built"
+    return module, "built"
 
 
 MODULE, STATE = _load()

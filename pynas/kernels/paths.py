@@ -131,7 +131,7 @@ def _sample(cuts: Tensor, n: int, seed: int, step: int) -> Tensor:
     layers, width = cuts.shape
     _check("n", n, layers, seed, step)
     cuts = cuts.cpu().contiguous()
-    out = torch.empty(n, layers, dtype=torch.uint8)
+    out = cuts.new_empty(n, layers, dtype=torch.uint8)
     KERNELS.sample_paths(n, layers, width, cuts.data_ptr(), seed, step, out.data_ptr())
     return out
 
@@ -139,9 +139,9 @@ def _sample(cuts: Tensor, n: int, seed: int, step: int) -> Tensor:
 def _sample_reference(cuts: Tensor, n: int, seed: int, step: int) -> Tensor:
     _check("n", n, len(cuts), seed, step)
     cuts = cuts.cpu().contiguous()
-    out = torch.empty(n, len(cuts), dtype=torch.uint8)
+    out = cuts.new_empty(n, len(cuts), dtype=torch.uint8)
     for start in range(0, n, _CHUNK):
-        index = torch.arange(start, min(start + _CHUNK, n))
+        index = torch.arange(start, min(start + _CHUNK, n), device="cpu")
         words = noise.random_words(noise.Domain.PATHS, seed, step, index, 1, len(cuts)).squeeze(1)
         out[index] = torch.searchsorted(cuts, words.T.contiguous(), right=True).T.to(torch.uint8)
     return out
@@ -161,7 +161,7 @@ def _fair(counts: Tensor, rounds: int, most: int, seed: int, step: int) -> Tenso
         return _fair_reference(counts, rounds, most, seed, step)
     _check_fair(counts, rounds, most, seed, step)
     counts = counts.cpu().contiguous()
-    out = torch.empty(rounds, most, len(counts), dtype=torch.uint8)
+    out = counts.new_empty(rounds, most, len(counts), dtype=torch.uint8)
     KERNELS.fair_paths(rounds, len(counts), most, counts.data_ptr(), seed, step, out.data_ptr())
     return out
 
@@ -174,9 +174,10 @@ def _check_fair(counts: Tensor, rounds: int, most: int, seed: int, step: int) ->
 
 def _fair_reference(counts: Tensor, rounds: int, most: int, seed: int, step: int) -> Tensor:
     _check_fair(counts, rounds, most, seed, step)
-    out = torch.empty(rounds, most, len(counts), dtype=torch.uint8)
+    counts = counts.cpu()
+    out = counts.new_empty(rounds, most, len(counts), dtype=torch.uint8)
     for start in range(0, rounds, _CHUNK // most):
-        index = torch.arange(start, min(start + _CHUNK // most, rounds))
+        index = torch.arange(start, min(start + _CHUNK // most, rounds), device="cpu")
         words = noise.random_words(noise.Domain.FAIR, seed, step, index, 2 * most, len(counts))
         for layer, k in enumerate(counts.tolist()):
             permutations = -(-most // k)
@@ -194,7 +195,7 @@ def sample_op(cuts: Tensor, n: int, seed: int, step: int) -> Tensor:
 
 @sample_op.register_fake
 def _(cuts: Tensor, n: int, seed: int, step: int) -> Tensor:
-    return torch.empty(n, cuts.shape[0], dtype=torch.uint8)
+    return torch.empty(n, cuts.shape[0], dtype=torch.uint8, device="cpu")
 
 
 @torch.library.custom_op("pynas::fair_paths", mutates_args=())
@@ -205,7 +206,7 @@ def fair_op(counts: Tensor, rounds: int, most: int, seed: int, step: int) -> Ten
 
 @fair_op.register_fake
 def _(counts: Tensor, rounds: int, most: int, seed: int, step: int) -> Tensor:
-    return torch.empty(rounds, most, counts.shape[0], dtype=torch.uint8)
+    return torch.empty(rounds, most, counts.shape[0], dtype=torch.uint8, device="cpu")
 
 
 def _path_samples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -78,13 +78,22 @@ class Strategy(ABC):
         Raises:
             ValueError: If there is no such preset or no such hyper-parameter.
         """
+        return cls(**{**cls.preset_values(name, changes), **changes})
+
+    @classmethod
+    def preset_values(cls, name: str, changed: Iterable[str] = ()) -> Mapping[str, Any]:
+        """What a preset sets, after a check that it and all hyper-parameters to be `changed` exist."""
         if name not in cls.PRESETS:
             raise unknown("preset", name, cls.PRESETS)
-        fields = {field.name for field in dataclasses.fields(cls) if field.init}
-        for key in changes:
+        fields = {field.name for field in dataclasses.fields(cls)}
+        for key in changed:
             if key not in fields:
                 raise unknown(f"hyper-parameter of strategy {cls.__name__}", key, fields)
-        return cls(**{**cls.PRESETS[name], **changes})
+        return cls.PRESETS[name]
+
+    @abstractmethod
+    def macs_per_image(self, space: SearchSpace) -> float:
+        """Multiply-adds of one training image, forward and backward (three times the forward pass), on average."""
 
     @abstractmethod
     def prepare(self, problem: Problem) -> None:

@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from pynas.budget import BudgetedPaths, cost_range, to_architecture
 from pynas.objective import LagrangeObjective, Objective, PaperObjective
-from pynas.registry import STRATEGIES
+from pynas.registry import STRATEGIES, SearchSpace
 from pynas.samplers import GumbelSampler, Sample, Theta
 from pynas.strategies.base import Candidate, Problem, Strategy
-from pynas.supernet import Supernet
+from pynas.supernet import Supernet, mean_macs
 from pynas.training.evaluate import accuracy, recalibrate
 from pynas.training.feed import Feed
 from pynas.training.loop import Progress
@@ -103,6 +103,9 @@ class FBNet(Strategy):
                 raise ValueError(f"fbnet's {name} must not be negative, but is {getattr(self, name)!r}.")
         if not (0 <= self.weight_momentum < 1 and 0 <= self.skip_dropout <= 1):
             raise ValueError("fbnet's weight_momentum must lie in [0, 1) and skip_dropout in [0, 1].")
+
+    def macs_per_image(self, space: SearchSpace) -> float:
+        return 3 * mean_macs(space, None if self.sampling == "soft" else 1)
 
     def prepare(self, problem: Problem) -> None:
         self.problem = problem

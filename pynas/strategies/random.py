@@ -13,7 +13,7 @@ from pynas.architecture import Architecture
 from pynas.budget import BudgetedPaths, cost_range, to_architecture
 from pynas.registry import STRATEGIES, SearchSpace
 from pynas.strategies.base import Candidate, Problem, Strategy
-from pynas.supernet import CostTable
+from pynas.supernet import CostTable, mean_macs
 from pynas.training.evaluate import accuracy
 from pynas.training.feed import Feed
 from pynas.training.loop import Progress
@@ -70,6 +70,10 @@ class RandomSearch(Strategy):
                 f"{max(1, round(self.epochs / max(1, self.candidates))) * max(1, self.candidates)}."
             )
         self.recipe()
+        self.tried = self.candidates  # fewer where the window holds fewer networks
+
+    def macs_per_image(self, space: SearchSpace) -> float:
+        return 3 * mean_macs(space, 1)
 
     def recipe(self) -> Recipe:
         """How one candidate is trained."""
@@ -80,6 +84,7 @@ class RandomSearch(Strategy):
         self.architectures = random_architectures(
             problem.space, problem.table, self.candidates, problem.budget, problem.slack, problem.seed
         )
+        self.tried = len(self.architectures)
         self.accuracies: list[float] = []
         self._begin(0)
 
@@ -92,7 +97,7 @@ class RandomSearch(Strategy):
         return divmod(epoch, self.recipe().epochs)
 
     def steps(self, feed: Feed, epoch: int) -> int:
-        return feed.steps_weights if self._place(epoch)[0] < len(self.architectures) else 0
+        return feed.steps_weights if self._place(epoch)[0] < self.tried else 0
 
     def step(self, feed: Feed, progress: Progress) -> dict[str, float]:
         candidate, epoch = self._place(progress.epoch)

@@ -151,12 +151,8 @@ def _find(data: str | Path, root: Path | None) -> Source:
     looks_like_path = isinstance(data, Path) or len(path.parts) != 1 or data.startswith((".", "~"))
     if looks_like_path or path.exists():
         return folder(path)
-    raise unknown(
-        "data set",
-        str(data),
-        NAMES,
-        "Or give the path of a folder of images: there is none of that name here.",
-    )
+    hint = "Or give the path of a folder of images: there is none of that name here."
+    raise unknown("data set", str(data), NAMES, hint)
 
 
 def _without_failed(source: Source, parts: Split, survey: Survey) -> Split:
@@ -196,11 +192,7 @@ def _notes(source: Source, parts: Split, survey: Survey) -> list[str]:
     train = parts.weights + parts.arch
     for those, these, text in (
         (parts.test, train, "images of the test set are byte for byte among the training images"),
-        (
-            parts.arch,
-            parts.weights,
-            "images of the architecture's part are byte for byte among those of the weights' part",
-        ),
+        (parts.arch, parts.weights, "images for the architecture are byte for byte among those for the weights"),
     ):
         seen = {survey.digests[row]: row for row in these}
         same = [row for row in those if survey.digests[row] in seen]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections.abc import Iterator
 from typing import Literal, get_args
 
@@ -100,11 +102,13 @@ class Feed:
                     f"The checkpoint's data does not fit: {key} was {state[key]} and is {value} now. "
                     "Resume with the data, limit, batch size and seed that the run was started with."
                 )
-        for name, stream in (("weights", self._weights), ("arch", self._arch)):
+        streams = (("weights", self._weights), ("arch", self._arch))
+        for name, stream in streams:
             epoch, step = state[f"{name}_epoch"], state[f"{name}_step"]
             if epoch < 0 or not 0 <= step < stream.steps:
                 raise ValueError(f"The checkpoint is damaged: epoch {epoch}, step {step} of {stream.steps} for {name}.")
-            stream.epoch, stream.step = epoch, step
+        for name, stream in streams:
+            stream.epoch, stream.step = state[f"{name}_epoch"], state[f"{name}_step"]
 
     def _ready(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return self.data.normalise(pixels.to(self.device)), labels.to(self.device)
@@ -119,6 +123,7 @@ class _Stream:
         self.batch_size = min(batch_size, len(images))
         self.steps = len(images) // self.batch_size
         self.key = key
+        self.names_crc32 = zlib.crc32(os.fsencode("\n".join(images.names)))
         self.epoch = 0
         self.step = 0
         self._order: tuple[int, list[int]] = (-1, [])  # epoch and its permutation
@@ -142,6 +147,7 @@ class _Stream:
             "epoch": self.epoch,
             "step": self.step,
             "images": len(self.images),
+            "names_crc32": self.names_crc32,
             "batch_size": self.batch_size,
             "seed": self.key[0],
         }

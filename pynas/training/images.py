@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from pynas.training.decode import decode
@@ -80,20 +82,21 @@ class Store:
         survey = Survey({}, {}, {}, Counter())
         self.kept = {} if 3 * self.side**2 * len(rows) <= RAM_BYTES else None
         size = 0
-        for row, decoded in self._decode_all(rows):
-            if isinstance(decoded, Exception):
-                if on_corrupt == "stop":
-                    raise self._broken(row, decoded) from decoded
-                survey.failed[row] = _reason(decoded)
-                continue
-            survey.digests[row] = decoded.digest
-            survey.moments[row] = _moments(decoded.pixels, self.side)
-            survey.converted.update(decoded.converted)
-            size += decoded.pixels.nbytes
-            if size > RAM_BYTES:
-                self.kept = None
-            if self.kept is not None:
-                self.kept[row] = decoded.pixels
+        with _quiet(), ThreadPoolExecutor(self.workers) as pool:
+            for row, decoded in self._decode_all(rows, pool):
+                if isinstance(decoded, Exception):
+                    if on_corrupt == "stop":
+                        raise self._broken(row, decoded) from decoded
+                    survey.failed[row] = _reason(decoded)
+                    continue
+                survey.digests[row] = decoded.digest
+                survey.moments[row] = _moments(decoded.pixels, self.side)
+                survey.converted.update(decoded.converted)
+                size += decoded.pixels.nbytes
+                if size > RAM_BYTES:
+                    self.kept = None
+                if self.kept is not None:
+                    self.kept[row] = decoded.pixels
         return survey
 
     def each(self, rows: Sequence[int], change: Callable[[Tensor, int], Tensor]) -> Tensor:
@@ -114,16 +117,13 @@ class Store:
         with _quiet(), ThreadPoolExecutor(self.workers) as pool:
             return torch.stack(list(pool.map(work, range(len(rows)))))
 
-    def _decode_all(self, rows: Sequence[int]) -> Iterator[tuple[int, _Decoded | Exception]]:
+    def _decode_all(self, rows: Sequence[int], pool: ThreadPoolExecutor) -> Iterator[tuple[int, _Decoded | Exception]]:
         block = CHUNK * self.workers  # bounds what waits in memory when images are not kept
-        with _quiet(), ThreadPoolExecutor(self.workers) as pool:
-            for start in range(0, len(rows), block):
-                some = rows[start : start + block]
-                chunks = [some[i : i + CHUNK] for i in range(0, len(some), CHUNK)]
-                for chunk, results in zip(
-                    chunks, pool.map(lambda c: [self._try(row) for row in c], chunks), strict=True
-                ):
-                    yield from zip(chunk, results, strict=True)
+        for start in range(0, len(rows), block):
+            some = rows[start : start + block]
+            chunks = [some[i : i + CHUNK] for i in range(0, len(some), CHUNK)]
+            results = pool.map(lambda chunk: [self._try(row) for row in chunk], chunks)
+            yield from zip(some, chain.from_iterable(results), strict=True)
 
     def _try(self, row: int) -> _Decoded | Exception:
         try:
@@ -199,10 +199,10 @@ def _moments(image: Tensor, side: int) -> NDArray[np.int64]:
 
 
 def _reason(error: Exception) -> str:
-    text = str(error).splitlines()[0] if str(error) else ""
-    return (
-        "the file is no known kind of image" if "cannot identify image file" in text else text or type(error).__name__
-    )
+    """Why an image cannot be decoded, in a few words."""
+    if isinstance(error, UnidentifiedImageError):
+        return "the file is no known kind of image"  # Pillow's own words name a buffer in memory
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Which image serves the weights, which the architecture, and which the final test.
 
-The order of an image among those of its class is a hash of the seed and its name. So a split depends on nothing but the
-seed and the names, adding a file moves few others, and the test set is the same for every `limit` and `arch_share`.
+A hash of the seed and its name ranks an image within its class, and the rank decides the part. So a split depends on
+nothing but the seed and the names, adding a file moves few others, and the test set is the same for every `limit` and
+`arch_share`.
 """
 
 from __future__ import annotations
@@ -56,12 +57,13 @@ def split(source: Source, *, seed: int, arch_share: float, test_share: float, li
     if limit is not None:
         quotas = share_out(limit, [len(rows) for rows in trains])
         trains = [rows[:quota] for rows, quota in zip(trains, quotas, strict=True)]
-    weights, archs = [], []
+    weights, archs, held_out = [], [], [row for rows in tests for row in rows]
     for rows in trains:
         count = min(max(round(len(rows) * arch_share), 1), len(rows) - 1)
         archs += rows[:count]
         weights += rows[count:]
-    shuffled = (sorted(part, key=keys.__getitem__) for part in (weights, archs, sum(tests, [])))
+    # Other bytes of the hash than those that decided the parts: within a part, the latter go with the class.
+    shuffled = (sorted(part, key=lambda row: keys[row][8:]) for part in (weights, archs, held_out))
     return Split(*map(tuple, shuffled))
 
 

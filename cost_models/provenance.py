@@ -1,0 +1,167 @@
+"""device.toml: what a latency table was made on, with what, when and how."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .runners import Runner
+
+FILE = "device.toml"
+SOURCES = ("measured", "modelled")
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+KEY = re.compile(r"[A-Za-z0-9_-]+")
+TYPES = {
+    "name": str,
+    "source": str,
+    "runner": str,
+    "precision": str,
+    "threads": int,
+    "batch": int,
+    "schedule": str,
+    "repeats": int,
+    "date": str,
+    "machine": dict,
+    "software": dict,
+}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Everything a reader must know to trust a table, and everything that must agree before rows may share one."""
+
+    name: str
+    source: str  # "measured" on the device itself, or "modelled"
+    runner: str
+    precision: str
+    threads: int
+    batch: int
+    schedule: str  # version of the way an op becomes code
+    repeats: int  # wanted per row; a row with fewer was interrupted
+    date: str  # last change, ISO
+    machine: Mapping[str, str | int] = field(default_factory=dict)  # "cpu" must agree, the rest is for readers
+    software: Mapping[str, str | int] = field(default_factory=dict)  # versions; all must agree
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if self.source not in SOURCES:
+            raise ValueError(f"source is {self.source!r}; it must be one of {', '.join(SOURCES)}.")
+        for field_name in ("threads", "batch", "repeats"):
+            if getattr(self, field_name) < 1:
+                raise ValueError(f"{field_name} is {getattr(self, field_name)}; it must be at least 1.")
+        for title in ("machine", "software"):
+            for key, value in getattr(self, title).items():
+                if not KEY.fullmatch(key):
+                    raise ValueError(f"{key!r} in [{title}] is no bare TOML key; use letters, digits, '_' and '-'.")
+                if not isinstance(value, str | int) or not str(value).isprintable():
+                    raise ValueError(f"{key} in [{title}] is {value!r}; it must be a line of text or a whole number.")
+
+    @classmethod
+    def of(cls, name: str, runner: Runner, repeats: int) -> Provenance:
+        """The provenance of rows that `runner` makes today."""
+        about = runner.provenance()
+        return cls(
+            name=name,
+            source=runner.source,
+            runner=runner.name,
+            precision=runner.precision,
+            threads=runner.threads,
+            batch=runner.batch,
+            schedule=runner.schedule,
+            repeats=repeats,
+            date=datetime.date.today().isoformat(),
+            machine=about.get("machine", {}),
+            software=about.get("software", {}),
+        )
+
+    @property
+    def conditions(self) -> dict[str, str | int]:
+        """What must agree, beside the device's name, before two latencies may be compared."""
+        return {
+            "source": self.source,
+            "runner": self.runner,
+            "precision": self.precision,
+            "threads": self.threads,
+            "batch": self.batch,
+            "schedule": self.schedule,
+            "cpu": self.machine.get("cpu", "unknown"),
+            **{f"{package} version": version for package, version in sorted(self.software.items())},
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hex digits that change with any of the conditions."""
+        return hashlib.sha256(json.dumps(self.conditions, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def identity(self) -> str:
+        """Device and fingerprint: the tag that each row of the table carries."""
+        return f"{self.name}-{self.fingerprint}"
+
+    def differences(self, other: Provenance) -> str:
+        """Where `other` departs from this one, in words; empty if rows of both may share a table."""
+        mine, theirs = {"device": self.name, **self.conditions}, {"device": other.name, **other.conditions}
+        names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+        return ", ".join(f"{name} {mine.get(name, 'none')!r} against {theirs.get(name, 'none')!r}" for name in names)
+
+    def to_toml(self, *, rows: int, spread: float) -> str:
+        """The content of device.toml. `rows` and `spread` are notes for the reader, never read back."""
+        lines = [f"{key} = {_toml(getattr(self, key))}" for key, kind in TYPES.items() if kind is not dict]
+        for title in ("machine", "software"):
+            lines += [
+                "",
+                f"[{title}]",
+                *(f"{key} = {_toml(value)}" for key, value in getattr(self, title).items()),
+            ]
+        lines += ["", "[summary]  # of latency.csv, when it was last written", f"rows = {rows}"]
+        lines += [f"spread = {spread:.4f}  # median over rows of interquartile range / median"]
+        return "\n".join(lines) + "\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> Provenance:
+        """Read and check a folder's device.toml.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is not TOML, or a field is missing or of the wrong type.
+        """
+        path = folder / FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no {FILE} in {folder}; a device folder holds {FILE} and latency.csv.")
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not a TOML file: {error}.") from error
+        for key, kind in TYPES.items():
+            if key not in data:
+                raise ValueError(f"{path} has no field {key!r}; it needs {', '.join(TYPES)}.")
+            if not isinstance(data[key], kind) or isinstance(data[key], bool):
+                raise ValueError(f"{path}: {key} is {data[key]!r}; it must be of type {kind.__name__}.")
+        try:
+            return cls(**{key: data[key] for key in TYPES})
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def check_name(name: str) -> None:
+    """Refuse a device name that could not be a folder.
+
+    Raises:
+        ValueError: it has other than lower-case letters, digits, '.', '_' and '-', or starts with a sign.
+    """
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} cannot be a device name; use lower-case letters, digits, '.', '_' and '-', such as 'cortex-a72'."
+        )
+
+
+def _toml(value: str | int) -> str:
+    if isinstance(value, int):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False)  # for printable text, a JSON string is a TOML string

@@ -1,0 +1,235 @@
+"""OpSpec: the shape of one op, and what it is made of.
+
+To add a kind of op, add one entry to `KINDS`: which fields it uses and how it decomposes into primitive layers.
+Parameters, multiply-adds, memory traffic and the output size all follow from that decomposition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .names import unknown
+
+ACTIVATIONS = ("none", "relu", "relu6", "hardswish")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One primitive layer, for one image. A BN is folded into its conv, but its scale and shift count as parameters.
+
+    `reads` and `writes` are activations in elements; `params` are weights in elements; `macs` are the multiply-adds
+    of convolutions and linear layers (all other layers have none).
+    """
+
+    op: str  # "conv", "depthwise" (a conv with one channel per group), "linear", "pool", "add", "shuffle", "activation"
+    reads: int
+    writes: int
+    size: int  # output height = width
+    params: int = 0
+    macs: int = 0
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class OpSpec:
+    """All that is needed to rebuild one op and its input; the key of every cost.
+
+    Kinds: "skip" (identity), "conv" (KxK conv, BN, activation), "mbconv" (1x1 conv, BN, activation, [shuffle],
+    depthwise KxK, BN, activation, 1x1 conv, BN, and the input added where the shapes agree), "pool" (global average),
+    "linear" (with bias). Padding is kernel // 2 (times dilation), so the output size is ceil(size / stride).
+
+    A kind without activation (skip, pool, linear) always has `activation == "none"`, whatever was passed, so that equal
+    ops have equal specs.
+
+    Raises:
+        ValueError: an unknown kind or activation, a number that is not a positive integer, channels that `groups` does
+            not divide, an even kernel, or a field the kind has no use for.
+    """
+
+    kind: str
+    in_channels: int
+    out_channels: int
+    size: int  # input height = width in pixels; 1 for linear
+    kernel: int = 1
+    stride: int = 1
+    groups: int = 1  # conv: its groups; mbconv: of the two 1x1 convs, with a channel shuffle after the first if > 1
+    expansion: int = 1  # mbconv: hidden channels = expansion * in_channels
+    dilation: int = 1
+    activation: str = "relu"
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise unknown("op kind", self.kind, KINDS)
+        if self.activation not in ACTIVATIONS:
+            raise unknown("activation", self.activation, ACTIVATIONS)
+        _check_numbers(self)
+        if "activation" not in KINDS[self.kind].uses:
+            object.__setattr__(self, "activation", "none")
+
+    @property
+    def key(self) -> str:
+        """A short name, different for different specs: `mbconv-i16-o24-s112-k3-t2-g1-e6-relu`."""
+        dilation = f"-d{self.dilation}" if self.dilation > 1 else ""
+        return (
+            f"{self.kind}-i{self.in_channels}-o{self.out_channels}-s{self.size}-k{self.kernel}-t{self.stride}"
+            f"-g{self.groups}-e{self.expansion}{dilation}-{self.activation}"
+        )
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The primitive layers in order; empty for skip."""
+        return tuple(KINDS[self.kind].layers(self))
+
+    @property
+    def out_size(self) -> int:
+        """Height = width of the output in pixels."""
+        layers = self.layers
+        return layers[-1].size if layers else self.size
+
+    @property
+    def params(self) -> int:
+        """Convolution weights, BN scale and shift, linear weights and bias."""
+        return sum(layer.params for layer in self.layers)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of convolutions and linear layers for one image."""
+        return sum(layer.macs for layer in self.layers)
+
+    def to_dict(self) -> dict[str, str | int]:
+        """All fields, for JSON."""
+        return {name: getattr(self, name) for name in FIELDS}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> OpSpec:
+        """Rebuild a spec from `to_dict`; fields with a default may be absent.
+
+        Raises:
+            ValueError: an unknown or missing field, or a value the spec refuses.
+        """
+        for name in data:
+            if name not in FIELDS:
+                raise unknown("OpSpec field", name, FIELDS)
+        missing = [name for name in FIELDS[:4] if name not in data]
+        if missing:
+            raise ValueError(
+                f"An OpSpec needs {', '.join(FIELDS[:4])}; {', '.join(missing)} is missing in {dict(data)}."
+            )
+        return cls(**data)
+
+    def to_row(self) -> dict[str, str]:
+        """All fields as text, for CSV."""
+        return {name: str(value) for name, value in self.to_dict().items()}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, str]) -> OpSpec:
+        """Rebuild a spec from the texts of `to_row`; all fields must be there.
+
+        Raises:
+            ValueError: a missing field, a text that is not a whole number, or a value the spec refuses.
+        """
+        data: dict[str, Any] = {}
+        for name in FIELDS:
+            if name not in row:
+                raise ValueError(f"The field {name!r} is missing.")
+            text = row[name]
+            if name in ("kind", "activation"):
+                data[name] = text
+            elif text.isascii() and text.isdigit():
+                data[name] = int(text)
+            else:
+                raise ValueError(f"{name} is {text!r}; it must be a whole number of at least 1.")
+        return cls(**data)
+
+
+FIELDS = tuple(field.name for field in fields(OpSpec))
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of op: its decomposition, and the fields it uses beside channels and size."""
+
+    layers: Callable[[OpSpec], Iterator[Layer]]
+    uses: frozenset[str] = frozenset()
+    keeps_channels: bool = False
+
+
+def _check_numbers(spec: OpSpec) -> None:
+    kind = KINDS[spec.kind]
+    for name in FIELDS[1:-1]:
+        value = getattr(spec, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} of a {spec.kind!r} op is {value!r}; it must be a whole number of at least 1.")
+        if name not in FIELDS[:4] and name not in kind.uses and value != 1:
+            raise ValueError(f"A {spec.kind!r} op has no {name}; it came as {value} and must be left at 1.")
+    if spec.kernel % 2 == 0:
+        raise ValueError(f"kernel is {spec.kernel}; only odd kernels are allowed (1, 3, 5, 7, ...).")
+    if kind.keeps_channels and spec.in_channels != spec.out_channels:
+        raise ValueError(
+            f"A {spec.kind!r} op cannot change the channels from {spec.in_channels} to {spec.out_channels}; "
+            "use kind 'conv' for that."
+        )
+    if spec.in_channels % spec.groups or spec.out_channels % spec.groups:
+        raise ValueError(
+            f"groups is {spec.groups}; it must divide the input channels ({spec.in_channels}) "
+            f"and the output channels ({spec.out_channels})."
+        )
+    if spec.kind == "linear" and spec.size != 1:
+        raise ValueError(f"size of a 'linear' op is {spec.size}; it must be 1.")
+
+
+def _conv(cin: int, cout: int, size: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> Layer:
+    out = -(-size // stride)
+    weights = cout * (cin // groups) * kernel * kernel
+    op = "depthwise" if 1 < groups == cin else "conv"
+    return Layer(op, cin * size * size, cout * out * out, out, weights + 2 * cout, weights * out * out)
+
+
+def _activation(name: str, channels: int, size: int) -> Iterator[Layer]:
+    if name != "none":
+        yield Layer("activation", channels * size * size, channels * size * size, size)
+
+
+def _skip_layers(spec: OpSpec) -> Iterator[Layer]:
+    yield from ()
+
+
+def _conv_layers(spec: OpSpec) -> Iterator[Layer]:
+    conv = _conv(spec.in_channels, spec.out_channels, spec.size, spec.kernel, spec.stride, spec.groups)
+    yield conv
+    yield from _activation(spec.activation, spec.out_channels, conv.size)
+
+
+def _mbconv_layers(spec: OpSpec) -> Iterator[Layer]:
+    """FBNet's block (Wu et al. 2019, figure 3 and table 2); the first 1x1 conv stays even for expansion 1."""
+    size, hidden = spec.size, spec.expansion * spec.in_channels
+    yield _conv(spec.in_channels, hidden, size, groups=spec.groups)
+    yield from _activation(spec.activation, hidden, size)
+    if spec.groups > 1:
+        yield Layer("shuffle", hidden * size * size, hidden * size * size, size)
+    depthwise = _conv(hidden, hidden, size, spec.kernel, spec.stride, groups=hidden)
+    yield depthwise
+    yield from _activation(spec.activation, hidden, depthwise.size)
+    last = _conv(hidden, spec.out_channels, depthwise.size, groups=spec.groups)
+    yield last
+    if spec.stride == 1 and spec.in_channels == spec.out_channels:
+        yield Layer("add", 2 * last.writes, last.writes, last.size)
+
+
+def _pool_layers(spec: OpSpec) -> Iterator[Layer]:
+    yield Layer("pool", spec.in_channels * spec.size * spec.size, spec.in_channels, 1)
+
+
+def _linear_layers(spec: OpSpec) -> Iterator[Layer]:
+    weights = spec.in_channels * spec.out_channels
+    yield Layer("linear", spec.in_channels, spec.out_channels, 1, weights + spec.out_channels, weights)
+
+
+KINDS: dict[str, Kind] = {
+    "skip": Kind(_skip_layers, keeps_channels=True),
+    "conv": Kind(_conv_layers, frozenset({"kernel", "stride", "groups", "dilation", "activation"})),
+    "mbconv": Kind(_mbconv_layers, frozenset({"kernel", "stride", "groups", "expansion", "dilation", "activation"})),
+    "pool": Kind(_pool_layers, keeps_channels=True),
+    "linear": Kind(_linear_layers),
+}

@@ -1,0 +1,45 @@
+#include "isa.h"
+
+#include <stdexcept>
+
+namespace pynas {
+
+std::vector<Isa> usable_isas() {
+  std::vector<Isa> isas = {Isa::kBase};
+#ifdef PYNAS_X86
+  // Exactly the flags that CMakeLists.txt compiles with.
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (avx2) isas.push_back(Isa::kAvx2);
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    isas.push_back(Isa::kAvx512);
+  }
+#endif
+  return isas;
+}
+
+std::string name_of(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kAvx512:
+      return "avx512";
+    default:
+      return "base";
+  }
+}
+
+Isa isa_named(const std::string& name) {
+  const std::vector<Isa> isas = usable_isas();
+  if (name.empty()) return isas.back();
+  std::string allowed;
+  for (const Isa isa : isas) {
+    if (name_of(isa) == name) return isa;
+    allowed += (allowed.empty() ? "" : ", ") + name_of(isa);
+  }
+  throw std::invalid_argument("Instruction set '" + name +
+                              "' is not usable here. This CPU and build allow: " + allowed +
+                              ". Unset PYNAS_ISA to take the fastest.");
+}
+
+}  // namespace pynas

@@ -1,0 +1,107 @@
+"""The command line: the same functions, one-sentence errors, exit codes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pynas.cli import main
+from tests.tables import write_table
+
+
+def config_of(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, object]:
+    with pytest.raises(SystemExit) as stop:
+        main(["search", *flags, "--print_config"])
+    assert stop.value.code == 0
+    parsed: dict[str, object] = yaml.safe_load(capsys.readouterr().out)
+    return parsed
+
+
+def test_defaults_come_from_the_signature(capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_of(capsys)
+    assert (config["space"], config["strategy"], config["data"], config["device"]) == (
+        "fbnet_tiny",
+        "fbnet",
+        "digits",
+        "host",
+    )
+
+
+@pytest.mark.parametrize("flags", [["--strategy", "fbnet", "--strategy.tau_start", "4"], ["--strategy.tau_start=4"]])
+def test_hyper_parameters_become_flags(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    strategy = config_of(capsys, *flags)["strategy"]
+    assert isinstance(strategy, dict)
+    assert strategy["class_path"].endswith("FBNet")
+    assert strategy["init_args"]["tau_start"] == 4.0
+    assert strategy["init_args"]["epochs"] == 20  # of the quick preset
+
+
+def test_preset_fills_hyper_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    strategy = config_of(capsys, "--preset", "paper", "--strategy", "fbnet", "--strategy.beta", "0.9")["strategy"]
+    assert isinstance(strategy, dict)
+    assert strategy["init_args"]["epochs"] == 90
+    assert strategy["init_args"]["beta"] == 0.9
+
+
+def test_config_file_round_trip(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = config_of(capsys, "--strategy.beta", "0.7", "--recipe.epochs", "3", "--seed", "5")
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config))
+    assert config_of(capsys, "--config", str(path)) == config
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "says"),
+    [
+        (["search", "--space", "fbnt"], 1, "Unknown space 'fbnt'. Did you mean 'fbnet'"),
+        (["search", "--strategy", "fbnets"], 1, "Did you mean 'fbnet'"),
+        (["search", "--strategy.tau", "4"], 1, "Unknown hyper-parameter of strategy FBNet 'tau'"),
+        (["search", "--preset", "papre"], 1, "Did you mean 'paper'"),
+        (["search", "--latency_ms", "fast"], 2, "--latency_ms cannot be 'fast'; expected float or 'auto' or null. See: pynas search --help"),
+        (["search", "--sedd", "1"], 2, "--sedd"),
+        (["search", "--recipe.epochs", "many"], 2, "--recipe.epochs cannot be 'many'; expected int"),
+        (["serch"], 2, "search"),
+        ([], 2, "search"),
+        (["export", "nowhere"], 1, "There is no run at nowhere"),
+        (["list", "space"], 2, "--what cannot be 'space'; expected 'spaces', 'strategies'"),
+    ],
+)
+def test_errors_are_one_sentence(args: list[str], status: int, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(args) == status
+    captured = capsys.readouterr()
+    assert says in captured.err
+    assert captured.err.startswith("pynas: error: ")
+    assert len(captured.err.strip().splitlines()) == 1
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("what", ["spaces", "strategies", "formats", "published", "ops", "devices"])
+def test_list(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_table("board")
+    assert main(["list", what]) == 0
+    expected = {
+        "spaces": "fbnet32",
+        "strategies": "random",
+        "formats": "onnx",
+        "published": "fbnet_iphonex",
+        "ops": "k5_e1_g2",
+        "devices": "board",
+    }
+    assert expected[what] in capsys.readouterr().out
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert "isa" in out
+    assert "onnxruntime" in out
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYNAS_DEBUG", "1")
+    with pytest.raises(ValueError, match="Unknown space"):
+        main(["search", "--space", "fbnt"])
+    assert os.environ["PYNAS_DEBUG"] == "1"

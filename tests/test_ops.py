@@ -1,0 +1,115 @@
+"""The contract of option families and of the ops behind their specs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from cost_models import MemoryTraffic, OpSpec
+from pynas import FAMILIES, Choice, Gates, Slot, count, fuse
+from pynas.ops import MODULES, build
+from pynas.ops.mbconv import OPTIONS
+
+SHAPES = [(16, 16, 8, 1), (16, 24, 9, 2), (8, 16, 7, 1)]
+MBCONV = tuple(OPTIONS.names())
+
+
+def slot(shape: tuple[int, int, int, int], options: tuple[str, ...] = MBCONV, activation: str = "relu") -> Slot:
+    return Slot("here", Choice("here", options), "mbconv", *shape, activation=activation)
+
+
+CASES = [(family, shape, name) for family in FAMILIES for shape in SHAPES for name in MBCONV]
+
+
+def randomise(net: nn.Module) -> nn.Module:
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+            nn.init.normal_(module.running_mean, std=0.3)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return net
+
+
+@pytest.mark.parametrize(("family", "shape", "name"), CASES)
+def test_option(family: str, shape: tuple[int, int, int, int], name: str) -> None:
+    here = slot(shape)
+    spec = FAMILIES.get(family).spec(here, name)
+    op = randomise(FAMILIES.get(family).single(here, (name,)))
+    x = torch.randn(2, here.in_channels, here.size, here.size, requires_grad=True)
+    y = op(x)
+    assert y.shape == (2, here.out_channels, here.out_size, here.out_size)
+    y.square().sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+    for parameter_name, parameter in op.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.abs().sum() > 0, parameter_name
+    assert OpSpec.from_dict(spec.to_dict()) == spec
+    assert MemoryTraffic().cost(spec) >= 0
+    counts = count(op, (here.in_channels, here.size, here.size))
+    assert (counts.params, counts.macs) == (spec.params, spec.macs)
+    op.eval()
+    torch.testing.assert_close(fuse(op)(x), op(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_every_kind_builds_its_spec(kind: str) -> None:
+    size = 1 if kind == "linear" else 8
+    op = build(OpSpec(kind, 8, 8, size)).eval()
+    x = torch.randn(2, 8) if kind == "linear" else torch.randn(2, 8, size, size)
+    assert op(x).shape[:2] == (2, 8)
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6", "hardswish"])
+def test_activation_reaches_every_conv_but_the_last(activation: str) -> None:
+    op = FAMILIES.get("mbconv").single(slot(SHAPES[0], activation=activation), ("k3_e3",))
+    kinds = [type(module).__name__.lower() for module in op.modules()]
+    assert kinds.count(activation) == 2
+
+
+def test_block_is_the_papers() -> None:
+    """PAPERS A3: 1x1 (groups), BN, ReLU, shuffle, depthwise K, BN, ReLU, 1x1 (groups), BN; residual where shapes agree."""
+    op = randomise(FAMILIES.get("mbconv").single(slot((8, 8, 6, 1)), ("k5_e1_g2",))).eval()
+    x = torch.randn(2, 8, 6, 6)
+    state = op.state_dict()
+
+    def norm(y: torch.Tensor, name: str) -> torch.Tensor:
+        get = [state[f"{name}.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
+        return torch.nn.functional.batch_norm(y, *get)
+
+    y = norm(torch.nn.functional.conv2d(x, state["expand.conv.weight"], groups=2), "expand").relu()
+    y = y.reshape(2, 2, 4, 6, 6).transpose(1, 2).reshape(2, 8, 6, 6)
+    y = norm(torch.nn.functional.conv2d(y, state["depthwise.conv.weight"], padding=2, groups=8), "depthwise").relu()
+    y = norm(torch.nn.functional.conv2d(y, state["project.conv.weight"], groups=2), "project")
+    torch.testing.assert_close(op(x), x + y)
+
+
+def gates(values: torch.Tensor, run: tuple[int, ...], train: tuple[int, ...]) -> Gates:
+    return Gates(values, run, train)
+
+
+def test_mixed_is_the_weighted_sum() -> None:
+    mixed = FAMILIES.get("mbconv").mixed(slot(SHAPES[0])).eval()
+    x, values = torch.randn(3, 16, 8, 8), torch.rand(9)
+    every = tuple(range(9))
+    expected = sum(value * option(x) for value, option in zip(values, mixed.options.values(), strict=True))
+    torch.testing.assert_close(mixed(x, gates(values, every, every)), expected)
+    per_image = torch.rand(3, 9)
+    rows = [mixed(x[i : i + 1], gates(per_image[i], every, every)) for i in range(3)]
+    torch.testing.assert_close(mixed(x, gates(per_image, every, every)), torch.cat(rows))
+
+
+def test_mixed_runs_and_trains_what_the_gates_say() -> None:
+    mixed = FAMILIES.get("mbconv").mixed(slot(SHAPES[0]))
+    values = torch.zeros(9, requires_grad=True)
+    x = torch.randn(4, 16, 8, 8, requires_grad=True)
+    mixed(x, gates(values, (0, 3, 8), (0,))).square().sum().backward()
+    mixed(x, gates(values + torch.nn.functional.one_hot(torch.tensor(0), 9), (0, 3, 8), (0,))).square().sum().backward()
+    trained = {name for name, option in mixed.options.items() if any(p.grad is not None for p in option.parameters())}
+    assert trained == {"k3_e1"}
+    # An option that runs without being trained still gives its gate a gradient, though the gate is zero.
+    assert values.grad is not None
+    assert (values.grad[[0, 3, 8]] != 0).all()
+    assert (values.grad[[1, 2, 4, 5, 6, 7]] == 0).all()

@@ -1,0 +1,68 @@
+"""What importing costs, what runs as documentation, and that imports point down."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cost_models
+import pynas
+
+MODULES = [
+    module.name
+    for package in (pynas, cost_models)
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+    if not module.name.endswith(("__main__", "._C"))
+]
+
+
+def run(code: str) -> str:
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_import_is_lean() -> None:
+    loaded = run("import sys, pynas; print(' '.join(sys.modules))").split()
+    heavy = {"onnx", "onnxruntime", "onnxscript", "matplotlib", "tvm", "sklearn", "torchvision", "jsonargparse", "scipy"}
+    assert not heavy & set(loaded)
+
+
+def test_import_does_not_initialise_cuda() -> None:
+    assert run("import pynas, torch; print(torch.cuda.is_initialized())").strip() == "False"
+
+
+def test_cost_models_need_no_torch() -> None:
+    loaded = run("import sys, cost_models; print(' '.join(sys.modules))").split()
+    assert not {"torch", "pynas"} & set(loaded)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings(name: str) -> None:
+    module = importlib.import_module(name)
+    assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0
+    assert module.__doc__, f"{name} does not say what it is"
+
+
+def test_public_names_are_documented() -> None:
+    for name in pynas.__all__:
+        assert getattr(pynas, name).__doc__, name
+
+
+def test_export_and_fuse_are_functions() -> None:
+    """Packages and functions share these names; the functions must win."""
+    assert callable(pynas.export)
+    assert callable(pynas.fuse)
+    assert callable(pynas.published)
+
+
+def test_files_stay_small() -> None:
+    for package in (pynas, cost_models):
+        for path in Path(package.__path__[0]).rglob("*.py"):
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= 420, path

@@ -1,0 +1,203 @@
+"""The front door, end to end on real images: search, resume after kill -9, retrain, evaluate, export."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import pynas
+from pynas import FBNet, RandomSearch, Recipe, Run
+from pynas.budget import cost_range
+from pynas.pipeline import make_space
+from pynas.supernet import cost_table
+from tests.tables import write_table
+from tests.test_strategies import equal
+
+SPACE = {"input_size": 8, "stages": [[8, 1, 1], [16, 2, 2]], "head_channels": 32}
+QUICK: dict[str, Any] = {
+    "strategy": FBNet(epochs=3, warmup_epochs=1, batch_size=48, samples=2, weight_lr=0.05),
+    "recipe": Recipe(epochs=3, batch_size=48),
+    "space_options": SPACE,
+    "limit": 300,
+    "baseline": 1,
+    "quiet": True,
+}
+
+
+@pytest.fixture
+def device() -> str:
+    return write_table("board", options={**SPACE, "classes": 10})
+
+
+def test_search_to_onnx(device: str, tmp_path: Path) -> None:
+    run = pynas.search(device=device, out=str(tmp_path / "runs"), **QUICK)
+    names = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file()}
+    assert names >= {
+        "config.yaml",
+        "env.json",
+        "metrics.jsonl",
+        "theta.npy",
+        "architectures.jsonl",
+        "best.json",
+        "result.json",
+        "baseline.jsonl",
+        "device/device.toml",
+        "device/latency.csv",
+        "checkpoints/search.pt",
+        "model/model.safetensors",
+        "model/config.json",
+        "export/net.onnx",
+    }
+    assert not [name for name in names if name.endswith(".tmp")]
+    assert np.load(run.folder / "theta.npy").shape == (3, 3, 9)
+    figures = run.figures
+    assert 0.9 * figures["budget_ms"] <= figures["predicted_ms"] <= figures["budget_ms"]
+    assert figures["export"]["difference"] < 1e-3
+    assert len(figures["baseline"]) == 1
+    assert "modelled" in figures["device"]
+    assert figures["measured_ms"] is None
+    assert Run.open(run.folder).best == run.best
+    assert pynas.evaluate(run, quiet=True) == pytest.approx(figures["test_accuracy"])
+
+    trained = pynas.retrain(run, epochs=2, quiet=True)
+    assert pynas.evaluate(trained, quiet=True) == pytest.approx(trained.accuracy)
+    report = pynas.export(run, str(tmp_path / "again.onnx"), quiet=True)
+    assert report.argmax_agreement == 1.0
+
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(tmp_path / "again.onnx"), providers=["CPUExecutionProvider"])
+    x = torch.randn(5, 3, 8, 8)
+    logits = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    with torch.inference_mode():
+        np.testing.assert_allclose(logits, trained.model(x).numpy(), atol=1e-4)
+
+
+def test_search_learns(device: str, tmp_path: Path) -> None:
+    """Ten classes, so chance is a tenth: a short search and training must be far above it."""
+    settings = {**QUICK, "recipe": Recipe(epochs=15, batch_size=32), "limit": 800, "baseline": 0}
+    run = pynas.search(device=device, out=str(tmp_path), **settings)
+    assert run.figures["test_accuracy"] > 0.8
+
+
+def test_random_strategy_through_the_front_door(device: str, tmp_path: Path) -> None:
+    settings = {**QUICK, "strategy": RandomSearch(epochs=2, candidates=2, batch_size=48), "retrain": False}
+    run = pynas.search(device=device, out=str(tmp_path), **settings)
+    assert [candidate.origin for candidate in run.candidates] == ["random", "random"]
+
+
+@pytest.mark.parametrize("share", [0.05, 0.25, 0.5, 0.75, 0.95])
+def test_budgets_are_met(share: float, tmp_path: Path) -> None:
+    """Five budgets between the cheapest and the dearest net: the returned net is predicted within 0.9 to 1.0 of each."""
+    device = write_table("board")
+    bounds = cost_range(cost_table(make_space("fbnet_tiny", {}), pynas.cost_models.load(device)))
+    budget = bounds.low + share * (bounds.high - bounds.low)
+    strategy = FBNet(epochs=2, warmup_epochs=1, batch_size=48, samples=2)
+    settings = {**QUICK, "strategy": strategy, "retrain": False, "space_options": {}, "limit": 150}
+    run = pynas.search(device=device, latency_ms=budget, out=str(tmp_path), **settings)
+    for candidate in run.candidates:
+        assert 0.9 * budget <= candidate.cost <= budget
+
+
+def test_without_a_budget_the_papers_loss_is_used(device: str, tmp_path: Path) -> None:
+    run = pynas.search(device=device, latency_ms=None, out=str(tmp_path), **{**QUICK, "retrain": False})
+    assert run.candidates
+    assert yaml.safe_load((run.folder / "config.yaml").read_text())["latency_ms"] is None
+
+
+COMMAND = """
+import sys, torch
+import pynas
+from tests.test_search import QUICK
+torch.set_num_threads(1)
+out, device, resume = sys.argv[1:]
+if resume:
+    pynas.search(resume=resume)
+else:
+    settings = {**QUICK, "quiet": False, "threads": 1}
+    pynas.search(device=device, out=out, **settings)
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folders with the table of the device "board", for processes of their own."""
+    folder = tmp_path_factory.mktemp("module-home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(folder))
+        write_table("board", options={**SPACE, "classes": 10})
+    return folder
+
+
+def launch(home: Path, out: Path, resume: str = "") -> subprocess.Popen[str]:
+    root = Path(__file__).resolve().parent.parent
+    path = os.pathsep.join([str(root), *[entry for entry in sys.path if entry]])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "XDG_DATA_HOME": str(home)}
+    command = [sys.executable, "-c", COMMAND, str(out), "board", resume]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    return output
+
+
+def tensors(folder: Path) -> dict[str, Any]:
+    return {path.name: torch.load(path, weights_only=True)["task"] for path in (folder / "checkpoints").glob("*.pt")}
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 150
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def unbroken(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("unbroken")
+    finished(launch(home, out))
+    return out / "0001"
+
+
+@pytest.mark.parametrize("stage", ["search", "retrain"])
+def test_kill_9_and_resume(stage: str, home: Path, unbroken: Path, tmp_path: Path) -> None:
+    """Killed in mid-epoch without warning, then resumed: theta and all weights as in the unbroken run, bit for bit."""
+    process, run = launch(home, tmp_path), tmp_path / "0001"
+    wait_for(run / "checkpoints" / f"{stage}.pt")
+    time.sleep(0.03)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGKILL
+    assert not (run / "result.json").exists()
+    finished(launch(home, tmp_path, str(run)))
+    first, second = tensors(unbroken), tensors(run)
+    assert first.keys() == second.keys() >= {"search.pt", "retrain.pt", "random-1.pt"}
+    assert equal(first, second)
+    results = [json.loads((folder / "result.json").read_text()) for folder in (unbroken, run)]
+    for result in results:
+        del result["export"]
+    assert results[0] == results[1]
+    assert (unbroken / "metrics.jsonl").read_text().count("\n") == (run / "metrics.jsonl").read_text().count("\n")
+
+
+def test_ctrl_c_saves_and_prints_the_resume_command(home: Path, unbroken: Path, tmp_path: Path) -> None:
+    process, run = launch(home, tmp_path), tmp_path / "0001"
+    wait_for(run / "checkpoints" / "search.pt")
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert f"pynas search --resume {run}" in output
+    finished(launch(home, tmp_path, str(run)))
+    assert equal(tensors(unbroken), tensors(run))
