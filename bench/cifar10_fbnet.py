@@ -2,14 +2,15 @@
 
     python bench/cifar10_fbnet.py IMAGES OUT [PIECE ...]
 
-IMAGES is an image folder (train/<class>/*, val/<class>/*), OUT a folder for runs. Pieces: "search", "random-1" ... "random-8",
-"found" (needs "search"), "table"; all of them in this order by default; "random-3:1" trains with seed 1 only. Every piece goes on where it was broken off, and
-pieces may run side by side in several processes. About an hour of two cores in all.
+IMAGES is an image folder (train/<class>/*, val/<class>/*), OUT a folder for runs. Pieces: "search", "random-1" ...
+"random-8", "found" (needs "search"), "table"; all of them in this order by default; "random-3:1" trains with seed 1
+only. Every piece goes on where it was broken off, and pieces may run side by side in several processes. About an hour
+of two cores in all.
 
-Fixed before looking: the space `fbnet_tiny` at 32 pixels, stem stride 2 and width 2 (stem 16; 16 | 32 x2 | 48 x2 | 96; layers
-see 16, 16, 8, 8, 4, 4 pixels), 10,000 training images, budget in the middle between the cheapest and the dearest net, nets
-within 4 % below it, 24 search epochs, 60 epochs of training from scratch on all 10,000 images with two seeds, tested on the
-whole of `val`.
+Fixed before looking: the space `fbnet_tiny` at 32 pixels, stem stride 2 and width 2 (stem 16; 16 | 32 x2 | 48 x2 | 96;
+layers see 16, 16, 8, 8, 4, 4 pixels), 10,000 training images, budget in the middle between the cheapest and the dearest
+net, nets within 4 % below it, 24 search epochs, 60 epochs of training from scratch on all 10,000 images with two seeds,
+tested on the whole of `val`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import uuid
 from pathlib import Path
@@ -36,6 +37,10 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
         temporary.replace(target)
     except PermissionError as error:
         raise PermissionError(f"Cannot write {target}: no permission to write in {target.parent}.") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(f"Cannot write {target}: the disk is full. Free some space and try again.") from error
+        raise
     finally:
         with contextlib.suppress(OSError):  # gone already after a success; must not hide the first error
             temporary.unlink(missing_ok=True)

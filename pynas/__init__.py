@@ -10,7 +10,7 @@ The front door is `search`; `retrain`, `evaluate`, `export` and `measure` do its
 """
 
 import cost_models
-from pynas import export as _export  # loads the package before its name becomes the function's
+import pynas.export  # noqa: F401  loads the package before its name becomes the function's
 from pynas import fuse as _fuse
 from pynas import published as _published
 from pynas.architecture import Architecture

@@ -1,4 +1,5 @@
-"""The front door: what a user calls, from Python or from the command line. A signature here is also a command's flags."""
+"""The front door: what a user calls, from Python or from the command line. A signature here is also a command's
+flags."""
 
 from __future__ import annotations
 
@@ -20,9 +21,9 @@ from pynas.console import Show
 from pynas.export import Report
 from pynas.export import export as export_net
 from pynas.registry import STRATEGIES
-from pynas.summary import show_plan, show_result
 from pynas.results import Run, Trained, load_model, save_model
 from pynas.strategies import Strategy
+from pynas.summary import show_plan, show_result
 from pynas.training.data import open_data
 from pynas.training.evaluate import accuracy
 from pynas.training.run import RunFolder

@@ -1,7 +1,8 @@
 """Architectures under a budget: the cheapest and dearest, the most probable, and fair draws from those that fit.
 
 The cost of a network is a sum over choices, so everything about "networks whose cost lies in a window" is answered
-exactly, up to the width of a cost bin, by dynamic programming over choices and cost: no rejection, however rare a fit is.
+exactly, up to the width of a cost bin, by dynamic programming over choices and cost: no rejection, however rare a fit
+is.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def check_budget(table: CostTable, budget: float) -> None:
         raise ValueError(f"The budget must be a positive number of {unit}, not {budget!r}.")
     if budget < bounds.low:
         raise ValueError(
-            f"No network of this space meets {budget:g} {unit}: the cheapest costs {bounds.low:.4g} {unit}, the dearest "
-            f"{bounds.high:.4g} {unit}. Ask for at least {np.ceil(bounds.low * 1000) / 1000:g} {unit}."
+            f"No network of this space meets {budget:g} {unit}: the cheapest costs {bounds.low:.4g} {unit}, "
+            f"the dearest {bounds.high:.4g} {unit}. Ask for at least {np.ceil(bounds.low * 1000) / 1000:g} {unit}."
         )
 
 
@@ -59,10 +60,11 @@ class BudgetedPaths:
 
     Args:
         table: Costs.
-        log_probabilities: Of every option of every choice, shape (choices, options), minus infinity where there is none.
+        log_probabilities: Of every option of every choice, shape (choices, options), minus infinity where there is
+            none.
         budget: Upper end of the window; every returned path costs at most this.
-        slack: The window reaches down to (1 - slack) * budget. Where no network lies in it, it is the dearest networks below
-            it; where the budget does not bind, every network.
+        slack: The window reaches down to (1 - slack) * budget. Where no network lies in it, it is the dearest networks
+            below it; where the budget does not bind, every network.
 
     Raises:
         ValueError: If no network meets the budget.

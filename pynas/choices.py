@@ -58,7 +58,8 @@ class Gates:
     """What a sampler decided for one slot.
 
     Args:
-        values: Weight of each option, shape (O,) for the whole batch or (B, O) for a draw per image. May carry gradient.
+        values: Weight of each option, shape (O,) for the whole batch or (B, O) for a draw per image. May carry
+            gradient.
         run: Which options are computed. Known on the host, never read off the tensor.
         train: Which of those are differentiated, so that their weights get gradients. The others of `run` are computed
             without a graph: they give a gradient to their gate and to nothing else.

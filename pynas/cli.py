@@ -67,15 +67,15 @@ def main(args: list[str] | None = None) -> int:
     try:
         auto_cli(COMMANDS, args=_named_strategy(given), prog="pynas", exit_on_error=False)
     except KeyboardInterrupt as stop:
-        print(str(stop) or "Stopped.", file=sys.stderr)
+        sys.stderr.write(f"{str(stop) or 'Stopped.'}\n")
         return 130
     except ArgumentError as error:
-        print(f"pynas: error: {_misuse(str(error), given)}", file=sys.stderr)
+        sys.stderr.write(f"pynas: error: {_misuse(str(error), given)}\n")
         return 2
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("PYNAS_DEBUG"):
             raise
-        print(f"pynas: error: {_sentence(error)}", file=sys.stderr)
+        sys.stderr.write(f"pynas: error: {_sentence(error)}\n")
         return 1
     return 0
 

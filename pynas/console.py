@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -40,7 +50,10 @@ class Show:
 
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Bar]:
-        """A progress bar on stderr for `total` steps."""
+        """Progress on stderr for `total` steps: a bar in a terminal, a line at every quarter elsewhere."""
+        if not self.err.is_terminal:
+            yield Lines(title, total, self.err)
+            return
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -50,21 +63,50 @@ class Show:
             TimeRemainingColumn(),
             TextColumn("{task.fields[text]}"),
         )
-        with Progress(*columns, console=self.err, transient=not self.err.is_terminal) as progress:
-            yield Bar(progress, progress.add_task(title, total=max(1, total), text=""))
+        with Progress(*columns, console=self.err) as progress:
+            yield Live(progress, progress.add_task(title, total=max(1, total), text=""))
 
 
-class Bar:
-    """One running progress bar."""
+class Bar(Protocol):
+    """Something that is told how far a piece of work has come."""
 
-    def __init__(self, progress: Progress, task: object) -> None:
+    def advance(self, text: str) -> None:
+        """One step further, with a few words on how it goes."""
+
+    def report(self, done: int, total: int, seconds_left: float) -> None:
+        """Where a measurement stands."""
+
+
+class Live:
+    """A bar that moves."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
         self._task = task
 
     def advance(self, text: str) -> None:
-        """One step further, with a few words on how it goes."""
-        self._progress.update(self._task, advance=1, text=text)  # type: ignore[arg-type]
+        self._progress.update(self._task, advance=1, text=text)
 
     def report(self, done: int, total: int, seconds_left: float) -> None:
-        """Where a measurement stands."""
-        self._progress.update(self._task, completed=done, total=total, text="")  # type: ignore[arg-type]
+        self._progress.update(self._task, completed=done, total=total)
+
+
+class Lines:
+    """A line at every quarter, for logs."""
+
+    def __init__(self, title: str, total: int, console: Console) -> None:
+        self._title, self._total, self._console = title, max(1, total), console
+        self._done = 0
+        self._began = time.monotonic()
+
+    def advance(self, text: str) -> None:
+        self._show(self._done + 1, self._total, text)
+
+    def report(self, done: int, total: int, seconds_left: float) -> None:
+        self._show(done, total, f"{seconds_left:.0f} s left")
+
+    def _show(self, done: int, total: int, text: str) -> None:
+        if 4 * done // total > 4 * self._done // total:
+            seconds = time.monotonic() - self._began
+            self._console.print(f"{self._title}: {done}/{total} after {seconds:.0f} s  {text}", markup=False)
+        self._done = done

@@ -32,8 +32,8 @@ class Objective(Protocol):
 class PaperObjective:
     """CE * alpha * log(LAT)^beta, the power applied to the logarithm (FBNet, eq. 2).
 
-    The paper leaves the unit of LAT open; we take microseconds, as public code does. alpha only rescales the loss, so that
-    Adam hardly notices it. Values of alpha and beta are those of public code; the paper lists none per model.
+    The paper leaves the unit of LAT open; we take microseconds, as public code does. alpha only rescales the loss, so
+    that Adam hardly notices it. Values of alpha and beta are those of public code; the paper lists none per model.
 
     Args:
         alpha: Factor.
@@ -53,8 +53,8 @@ class PaperObjective:
     def __post_init__(self) -> None:
         if self.cheapest * self.scale <= 1.01:
             raise ValueError(
-                f"The cheapest network costs {self.cheapest * self.scale:g} (microseconds, or the table's unit); the paper's "
-                "loss takes its logarithm and needs more than 1. Use objective='lagrange'."
+                f"The cheapest network costs {self.cheapest * self.scale:g} (microseconds, or the table's unit); "
+                "the paper's loss takes its logarithm and needs more than 1. Use objective='lagrange'."
             )
 
     def loss(self, cross_entropy: Tensor, drawn: Tensor, expected: Tensor) -> Tensor:
@@ -74,9 +74,9 @@ class PaperObjective:
 class LagrangeObjective:
     """CE + multiplier * v + damping / 2 * v^2 with v = E[LAT] / target - 1: steers the expected latency to a target.
 
-    Ours, not the paper's: its loss trades accuracy for latency at a rate that nobody can choose in advance. The multiplier
-    rises while theta is too slow and falls (below zero if need be) while it wastes the budget. E[LAT] is taken under the
-    softmax of theta, which has no sampling noise.
+    Ours, not the paper's: its loss trades accuracy for latency at a rate that nobody can choose in advance. The
+    multiplier rises while theta is too slow and falls (below zero if need be) while it wastes the budget. E[LAT] is
+    taken under the softmax of theta, which has no sampling noise.
 
     Args:
         target: In the table's unit.

@@ -168,7 +168,7 @@ def execute(plan: Plan, run: RunFolder, show: Show) -> Run:
         save_model(run, trained, plan.data)
         baseline = _baseline(plan, best, run, show)
         report = export_checked(trained.model, run.path / "export" / "net.onnx", plan.data, plan.space.input_size)
-        figures = _figures(plan, best, trained, baseline)
+        figures = _figures(plan, best, trained, baseline, run.metrics("search")[-1])
         figures["export"] = {"path": str(report.path), "difference": report.max_abs_diff, "check": str(report)}
         run.write_json("result.json", figures)
     return Run(run.path, best.architecture, tuple(candidates), figures)
@@ -247,7 +247,9 @@ def measured_ms(net: nn.Module, size: int) -> tuple[float, float]:
     return statistics.median(times), quarters[2] - quarters[0]
 
 
-def _figures(plan: Plan, best: Candidate, trained: Trained, baseline: list[dict[str, Any]]) -> dict[str, Any]:
+def _figures(
+    plan: Plan, best: Candidate, trained: Trained, baseline: list[dict[str, Any]], last: Mapping[str, Any]
+) -> dict[str, Any]:
     size = plan.space.input_size
     counts = count(trained.model, (3, size, size))
     median, spread = measured_ms(trained.model, size)
@@ -267,6 +269,7 @@ def _figures(plan: Plan, best: Candidate, trained: Trained, baseline: list[dict[
         "measured_ms": median if on_host else None,
         "measured_spread_ms": spread if on_host else None,
         "baseline": [{"accuracy": record["accuracy"], "cost": record["cost"]} for record in baseline],
+        "search_end": {name: last[name] for name in ("skip_share", "entropy", "mean_entropy") if name in last},
         "recipe": dataclasses.asdict(plan.recipe),
         "seed": plan.config["seed"],
     }

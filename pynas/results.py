@@ -14,7 +14,6 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from cost_models.files import write_atomic
-
 from pynas.architecture import Architecture
 from pynas.strategies import Candidate
 from pynas.training.data import Data

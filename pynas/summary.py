@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 from pynas.budget import cost_range
@@ -35,13 +36,14 @@ def show_plan(plan: Plan, show: Show) -> None:
         show.line(f"budget: {plan.budget:g} ms")
     macs = steps * strategy.batch_size * strategy.macs_per_image(plan.space)
     show.line(
-        f"strategy: {name}, {strategy.epochs} epochs, {steps:,} steps of {strategy.batch_size} images, {macs / 1e12:,.3g} "
-        f"tera-MACs here; published cost: {strategy.COST}"
+        f"strategy: {name}, {strategy.epochs} epochs, {steps:,} steps of {strategy.batch_size} images, "
+        f"{macs / 1e12:,.3g} tera-MACs here; published cost: {strategy.COST}"
     )
 
 
 def show_result(run: Run, show: Show) -> None:
-    """The closing table: best net, accuracy, MACs, predicted and measured latency, random baseline, where things are."""
+    """The closing table: best net, accuracy, MACs, predicted and measured latency, random baseline, where things
+    are."""
     best, figures = run.candidates[0], run.figures
     if not figures:
         show.line(f"best: {best.architecture}, predicted {best.cost:.3g} ms; train it with: pynas retrain {run.folder}")
@@ -53,6 +55,7 @@ def show_result(run: Run, show: Show) -> None:
         ("predicted latency", f"{figures['predicted_ms']:.3g} ms{_budget(figures)}"),
         ("measured latency", _measured(figures)),
         ("random search", _baseline(figures)),
+        *_collapse(figures),
         ("export", figures["export"]["check"]),
         ("run folder", str(run.folder)),
         ("exported file", figures["export"]["path"]),
@@ -60,13 +63,24 @@ def show_result(run: Run, show: Show) -> None:
     show.table("Result", ("what", "value"), rows, note=f"latency: {figures['device']}")
 
 
-def _budget(figures: dict[str, Any] | Any) -> str:
+def _collapse(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How sure theta became, and whether it fled into skips."""
+    end = figures["search_end"]
+    if not end:
+        return []
+    text = f"skips {end['skip_share']:.0%} of theta's probability, mean entropy {end['mean_entropy']:.2f} nats a layer"
+    if end["skip_share"] > 0.5:
+        text += "; collapsed to skips: try --strategy.skip_dropout 0.5"
+    return [("theta at the end", text)]
+
+
+def _budget(figures: Mapping[str, Any]) -> str:
     if figures["budget_ms"] is None:
         return ""
     return f" ({figures['predicted_ms'] / figures['budget_ms']:.0%} of the budget {figures['budget_ms']:g} ms)"
 
 
-def _measured(figures: dict[str, Any] | Any) -> str:
+def _measured(figures: Mapping[str, Any]) -> str:
     if figures["measured_ms"] is None:
         return "not here: the table's device is not this host"
     ratio = figures["measured_ms"] / figures["predicted_ms"]
@@ -76,7 +90,7 @@ def _measured(figures: dict[str, Any] | Any) -> str:
     )
 
 
-def _baseline(figures: dict[str, Any] | Any) -> str:
+def _baseline(figures: Mapping[str, Any]) -> str:
     found = [entry["accuracy"] for entry in figures["baseline"]]
     if not found:
         return "not asked for (baseline=0)"

@@ -98,7 +98,9 @@ def test_loose_budget_is_no_constraint() -> None:
     assert paths.most_likely() == [0, 0]
 
 
-@pytest.mark.parametrize(("budget", "says"), [(1.2, "the cheapest costs 1.3 ms"), (0.0, "positive"), (float("nan"), "positive")])
+@pytest.mark.parametrize(
+    ("budget", "says"), [(1.2, "the cheapest costs 1.3 ms"), (0.0, "positive"), (float("nan"), "positive")]
+)
 def test_impossible_budget(budget: float, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         check_budget(table_of([[0.1, 0.4], [0.2]]), budget)

@@ -60,7 +60,11 @@ def test_config_file_round_trip(capsys: pytest.CaptureFixture[str], tmp_path: Pa
         (["search", "--strategy", "fbnets"], 1, "Did you mean 'fbnet'"),
         (["search", "--strategy.tau", "4"], 1, "Unknown hyper-parameter of strategy FBNet 'tau'"),
         (["search", "--preset", "papre"], 1, "Did you mean 'paper'"),
-        (["search", "--latency_ms", "fast"], 2, "--latency_ms cannot be 'fast'; expected float or 'auto' or null. See: pynas search --help"),
+        (
+            ["search", "--latency_ms", "fast"],
+            2,
+            "--latency_ms cannot be 'fast'; expected float or 'auto' or null. See: pynas search --help",
+        ),
         (["search", "--sedd", "1"], 2, "--sedd"),
         (["search", "--recipe.epochs", "many"], 2, "--recipe.epochs cannot be 'many'; expected int"),
         (["serch"], 2, "search"),

@@ -70,7 +70,8 @@ def test_activation_reaches_every_conv_but_the_last(activation: str) -> None:
 
 
 def test_block_is_the_papers() -> None:
-    """PAPERS A3: 1x1 (groups), BN, ReLU, shuffle, depthwise K, BN, ReLU, 1x1 (groups), BN; residual where shapes agree."""
+    """PAPERS A3: 1x1 (groups), BN, ReLU, shuffle, depthwise K, BN, ReLU, 1x1 (groups), BN; residual where shapes
+    agree."""
     op = randomise(FAMILIES.get("mbconv").single(slot((8, 8, 6, 1)), ("k5_e1_g2",))).eval()
     x = torch.randn(2, 8, 6, 6)
     state = op.state_dict()

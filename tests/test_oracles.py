@@ -7,7 +7,8 @@ import pytest
 import pynas
 from pynas.published import PUBLISHED
 
-# Exact figures: fbnet_a's are given; the others were counted once and agree with the paper's (millions, rounded) beside them.
+# Exact figures: fbnet_a's are given; the others were counted once and agree with the paper's (millions, rounded) beside
+# them.
 EXACT = {
     "fbnet_a": (4_321_464, 249_921_848),
     "fbnet_b": (4_813_048, 296_614_728),
@@ -16,7 +17,14 @@ EXACT = {
     "fbnet_iphonex": (4_511_320, 321_798_968),
     "fbnet_96_035_1": (1_845_384, 12_944_208),
 }
-PAPER_MACS = {"fbnet_a": 249, "fbnet_b": 295, "fbnet_c": 375, "fbnet_s8": 293, "fbnet_iphonex": 322, "fbnet_96_035_1": 12.9}
+PAPER_MACS = {
+    "fbnet_a": 249,
+    "fbnet_b": 295,
+    "fbnet_c": 375,
+    "fbnet_s8": 293,
+    "fbnet_iphonex": 322,
+    "fbnet_96_035_1": 12.9,
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

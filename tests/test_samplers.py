@@ -99,7 +99,8 @@ def theta_after(model: CostModel, beta: float, steps: int = 150) -> tuple[Theta,
 
 
 def test_paper_loss_prefers_fast_blocks(model: CostModel) -> None:
-    """PAPERS F5: with a constant cross-entropy theta concentrates on the cheapest option; larger beta, lower latency."""
+    """PAPERS F5: with a constant cross-entropy theta concentrates on the cheapest option; larger beta, lower
+    latency."""
     theta, latency = theta_after(model, 1.0, steps=400)
     table = cost_table(SPACES.get("fbnet_tiny")(), model).by_choice()
     assert theta.probabilities().argmax(1).tolist() == table.argmin(1).tolist()

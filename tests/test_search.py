@@ -99,7 +99,8 @@ def test_random_strategy_through_the_front_door(device: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("share", [0.05, 0.25, 0.5, 0.75, 0.95])
 def test_budgets_are_met(share: float, tmp_path: Path) -> None:
-    """Five budgets between the cheapest and the dearest net: the returned net is predicted within 0.9 to 1.0 of each."""
+    """Five budgets between the cheapest and the dearest net: the returned net is predicted within 0.9 to 1.0 of
+    each."""
     device = write_table("board")
     bounds = cost_range(cost_table(make_space("fbnet_tiny", {}), pynas.cost_models.load(device)))
     budget = bounds.low + share * (bounds.high - bounds.low)

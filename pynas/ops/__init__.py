@@ -3,9 +3,9 @@
 To add an option: one entry in its family's file, for instance `OPTIONS.add("k7_e6", Expand(7, 6))` in `mbconv.py`. Its
 spec says everything: module, parameters, MACs and latency are all found from it, and the contract tests pick it up.
 
-To add a family: one file here with a class that has `mixed`, `single` and `spec` (`pynas.registry.Family`), registered in
-`FAMILIES`, and its import line below. An op of a new kind also needs its entry in `cost_models/spec.py` (what it is made
-of, so that it can be counted) and its module, registered in `MODULES`.
+To add a family: one file here with a class that has `mixed`, `single` and `spec` (`pynas.registry.Family`), registered
+in `FAMILIES`, and its import line below. An op of a new kind also needs its entry in `cost_models/spec.py` (what it is
+made of, so that it can be counted) and its module, registered in `MODULES`.
 """
 
 from pynas.ops import mbconv

@@ -29,9 +29,9 @@ from pynas.training.optim import autocast, cosine, fast_layout, set_lr
 class FBNet(Strategy):
     """Gumbel-softmax supernet with latency in the loss (FBNet, sections 3.1-3.3 and 4.1).
 
-    Every epoch trains the weights on 80 % of the training images with theta fixed, then theta on the other 20 % with the
-    weights fixed (first order). Afterwards networks are derived from theta. Defaults are the paper's schedule where it is
-    known; learning rates, temperature and loss constants are those of public re-implementations.
+    Every epoch trains the weights on 80 % of the training images with theta fixed, then theta on the other 20 % with
+    the weights fixed (first order). Afterwards networks are derived from theta. Defaults are the paper's schedule where
+    it is known; learning rates, temperature and loss constants are those of public re-implementations.
 
     Args:
         epochs: Passes over the training images.
@@ -50,8 +50,8 @@ class FBNet(Strategy):
         hard_gradient: Where theta's gradient comes from in hard sampling: "straight_through" computes the other options
             without weight gradients in theta steps; "score" uses the log-probability and a moving baseline.
         draw: One Gumbel draw for the whole "batch" or one per "image".
-        objective: "paper" is CE * alpha * log(LAT)^beta, "lagrange" steers E[LAT] to the budget; "auto" takes the latter
-            when there is a budget.
+        objective: "paper" is CE * alpha * log(LAT)^beta, "lagrange" steers E[LAT] to the budget; "auto" takes the
+            latter when there is a budget.
         alpha: Factor of the paper's loss.
         beta: Power of the paper's loss.
         multiplier_rate: Step size of the Lagrange multiplier.

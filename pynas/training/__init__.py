@@ -1,7 +1,8 @@
 """Everything that a training run needs and a paper does not talk about.
 
-`data` and its neighbours turn image folders into batches, `feed` hands a strategy its next batch, `loop` is the one loop that
-searches and trains alike, `train` trains a single network in it, `evaluate` measures accuracy, `run` is the folder on disk.
+`data` and its neighbours turn image folders into batches, `feed` hands a strategy its next batch, `loop` is the one
+loop that searches and trains alike, `train` trains a single network in it, `evaluate` measures accuracy, `run` is the
+folder on disk.
 
 To add a data set by name: one entry in `data.py`. To train something new: a class with the members of `loop.Task`.
 """

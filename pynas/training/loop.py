@@ -65,8 +65,8 @@ class Interrupted(KeyboardInterrupt):
 def train(task: Task, feed: Feed, run: RunFolder, stage: str, bar: Bar) -> None:
     """Runs a task to its end, from wherever the run folder's checkpoint of this stage left it.
 
-    A checkpoint is written after every epoch and on Ctrl-C. All randomness is a function of the seed and the position, or
-    part of the checkpoint, so that a broken and resumed run ends as an unbroken one, bit for bit on one thread.
+    A checkpoint is written after every epoch and on Ctrl-C. All randomness is a function of the seed and the position,
+    or part of the checkpoint, so that a broken and resumed run ends as an unbroken one, bit for bit on one thread.
 
     Args:
         task: What to train.

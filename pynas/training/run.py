@@ -29,8 +29,8 @@ class RunFolder:
     """Reads and writes the files of one run; every write is atomic.
 
     `config.yaml` what was asked; `env.json` versions and machine; `metrics.jsonl` one line per finished epoch;
-    `checkpoints/<stage>.pt`; `theta.npy` theta after every epoch; `architectures.jsonl` derived networks and their scores;
-    `best.json` the best; `model/` trained weights; `export/` what is deployed; `result.json` the final figures.
+    `checkpoints/<stage>.pt`; `theta.npy` theta after every epoch; `architectures.jsonl` derived networks and their
+    scores; `best.json` the best; `model/` trained weights; `export/` what is deployed; `result.json` the final figures.
 
     Args:
         path: Of a folder that exists.

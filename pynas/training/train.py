@@ -19,8 +19,8 @@ from pynas.training.optim import Amp, autocast, cosine, fast_layout, set_lr
 class Recipe:
     """How a network is trained alone.
 
-    FBNet's paper trains for 360 epochs at batch 256 with steps at 90, 180 and 270 (from memory, unverified); a cosine and
-    fewer epochs are what small data sets want.
+    FBNet's paper trains for 360 epochs at batch 256 with steps at 90, 180 and 270 (from memory, unverified); a cosine
+    and fewer epochs are what small data sets want.
 
     Args:
         epochs: Passes over the training images.
