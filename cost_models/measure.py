@@ -150,9 +150,7 @@ def _save(folder: Path, about: Provenance, known: dict[OpSpec, Row]) -> None:
         write_atomic(folder / provenance.FILE, about.to_toml(rows=len(table), spread=spread))
         write_atomic(folder / rows.FILE, rows.to_csv(table, about.identity))
     except OSError as error:
-        raise type(error)(
-            f"The device folder {folder} cannot be written: {error}. Choose a folder you may write to."
-        ) from error
+        raise type(error)(f"The device folder {folder} cannot be written: {str(error).rstrip('.')}.") from error
 
 
 def _build(spec: OpSpec, build: Callable[[OpSpec], Any]) -> Any:

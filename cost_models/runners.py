@@ -49,8 +49,8 @@ class TorchHost:
     """Times torch modules on this machine's CPU: fp32, batch 1, eager mode.
 
     Each repeat is the median of a few runs. Between runs, memory larger than the inner caches is read, as the rest of a
-    network would do: sums of ops timed in warm caches were 9 to 30 % below the networks they make up, with this sweep
-    within 16 %. One thread is timed by its CPU time, several by the wall clock.
+    network would do: in three FBNet spaces, ops timed in warm caches summed to 9 to 30 % less than in their network,
+    with this sweep to between 16 % less and 4 % more. One thread is timed by its CPU time, several by the wall clock.
     """
 
     threads: int = 1

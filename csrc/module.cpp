@@ -1,8 +1,8 @@
 // The Python module pynas._C, and the only file that knows pybind11.
 //
-// Tensors come as addresses (Tensor.data_ptr()) and sizes: no torch at build time, and a call costs
-// well under a microsecond. Callers in pynas/kernels own the arrays and have checked shapes, dtypes
-// and strides.
+// Tensors come as addresses (Tensor.data_ptr()) and sizes, so that no torch is needed to build and
+// a call costs less than a microsecond. The callers in pynas/kernels own the arrays and have
+// checked shapes, dtypes, devices and strides.
 #include <pybind11/pybind11.h>
 
 #include <optional>
@@ -122,6 +122,7 @@ PYBIND11_MODULE(_C, module) {
   module.attr("COMPILER") = PYNAS_COMPILER;
   module.attr("BUILT_ISAS") = PYNAS_BUILT_ISAS;
   module.attr("CUDA") = false;
+  module.attr("MOST_OPTIONS") = pynas::kMostOptions;
   module.def("usable_isas", pynas::usable_names,
              "Instruction sets built in that this CPU runs, slowest first.");
   py::class_<pynas::Kernels> kernels(module, "Kernels",

@@ -237,8 +237,15 @@ def evaluate(run: str | Run | Trained, *, data: str | None = None, quiet: bool =
     path = _folder_of(run)
     saved = load_model(path)
     config = RunFolder.open(path).config()
-    source = config["data"] if data is None else data
-    images = open_data(source, size=saved.input_size, seed=config["seed"], on_corrupt=config["on_corrupt"])
+    images = open_data(
+        config["data"] if data is None else data,
+        size=saved.input_size,
+        seed=config["seed"],
+        limit=config["limit"],
+        on_corrupt=config["on_corrupt"],
+        augment=config["augment"],
+    )
+    images = dataclasses.replace(images, mean=saved.mean, std=saved.std)  # as the network was trained
     if images.classes != saved.classes:
         raise ValueError(
             f"The data has classes {list(images.classes)[:5]}..., the network {list(saved.classes)[:5]}..."
@@ -315,6 +322,7 @@ def measure(
 ) -> cost_models.LatencyTable:
     """Measures every distinct op of a space and writes a latency table that searches can use by the device's name.
 
+    The classifier is measured for several numbers of classes, so that the table serves data sets of any number.
     Interrupted, the same call goes on where it stood.
 
     Args:
@@ -333,7 +341,7 @@ def measure(
     made = pipeline.make_space(space, space_options or {})
     if runner not in RUNNERS:
         raise unknown("runner", runner, RUNNERS)
-    specs = pipeline.space_specs(made)
+    specs = sorted({*pipeline.space_specs(made), *pipeline.classifier_specs(made)})
     folder = cost_models.device_folder(device)
     show.line(f"{len(specs)} ops of space {space!r}, {repeats} timings each, into {folder}")
     with show.bar(f"measuring {device}", len(specs)) as bar:

@@ -34,6 +34,7 @@ from pynas.training.run import RunFolder
 from pynas.training.train import Recipe, Training
 
 TIMINGS = 15
+CLASS_COUNTS = (2, 5, 10, 30, 100, 300, 1000)
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,12 @@ def space_specs(space: SearchSpace) -> list[cost_models.OpSpec]:
     """Every distinct op of a space, fixed ones included."""
     options = [FAMILIES.get(slot.family).spec(slot, name) for slot in space.slots() for name in slot.choice.options]
     return sorted({*space.fixed_specs(), *options})
+
+
+def classifier_specs(space: SearchSpace) -> list[cost_models.OpSpec]:
+    """The classifier for other numbers of classes, so that a table which has them can price any data set."""
+    linear = [spec for spec in space.fixed_specs() if spec.kind == "linear"]
+    return [dataclasses.replace(spec, out_channels=classes) for spec in linear for classes in CLASS_COUNTS]
 
 
 def deployed(spec: cost_models.OpSpec) -> nn.Module:

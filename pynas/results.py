@@ -106,8 +106,8 @@ class SavedModel:
     net: nn.Module
     architecture: Architecture
     classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
     @property
     def input_size(self) -> int:
@@ -148,7 +148,8 @@ def load_model(folder: str | Path) -> SavedModel:
         net = architecture.build()
         net.load_state_dict(load_tensors((path / "model.safetensors").read_bytes()))
         labels = tuple(config["classes"])
-        mean, std = tuple(map(float, config["mean"])), tuple(map(float, config["std"]))
+        (r, g, b), (dr, dg, db) = config["mean"], config["std"]
+        mean, std = (float(r), float(g), float(b)), (float(dr), float(dg), float(db))
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(

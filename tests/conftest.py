@@ -39,6 +39,6 @@ def model() -> CostModel:
 @pytest.fixture
 def board(tmp_path: Path) -> str:
     """A device whose table covers `fbnet_tiny`, filled from a roofline; returns its name."""
-    from tests.tables import write_table
+    from tables import write_table
 
     return write_table("board")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tables import write_table
 
 from pynas.cli import main
-from tests.tables import write_table
 
 
 def config_of(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, object]:

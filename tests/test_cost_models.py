@@ -16,11 +16,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from toy_device import CONV, LINEAR, MBCONV, OPS, SKIP, Reference, toy_table
 
 from cost_models import COUNTS, CostModel, MemoryTraffic, OpSpec, Roofline
 from cost_models.names import unknown
 from cost_models.spec import ACTIVATIONS, FIELDS, KINDS
-from tests.toy_device import CONV, LINEAR, MBCONV, OPS, SKIP, Reference, toy_table
 
 
 @st.composite

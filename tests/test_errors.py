@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tables import write_table
+from test_search import QUICK, SPACE
 from torch import nn
 
 import cost_models
 import pynas
 from pynas import FBNet, Recipe, Run
-from tests.tables import write_table
-from tests.test_search import QUICK, SPACE
 
 
 @pytest.fixture

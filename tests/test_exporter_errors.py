@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from test_exporters import CLASSES, PT2, fake, tiny_net
 from torch import Tensor, nn
 
 from pynas.export import export
 from pynas.registry import MissingExtra
-from tests.test_exporters import CLASSES, PT2, fake, tiny_net
 
 
 class Moody(nn.Module):

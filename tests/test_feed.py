@@ -91,7 +91,9 @@ def test_streams_do_not_touch_each_other(any_digits: Data) -> None:
 def test_seeds_and_streams_differ(digits: Data) -> None:
     one, other = (Feed(digits, batch_size=26, seed=seed) for seed in (0, 1))
     assert which(one.weights()[0], digits.weights, digits) != which(other.weights()[0], digits.weights, digits)
-    assert not np.array_equal(permutation((0, 0, 0, 0), 50), permutation((0, 1, 0, 0), 50))
+    halves = open_data("digits", size=8, limit=40, arch_share=0.5, augment="none")
+    feed = Feed(halves, batch_size=20, seed=0)
+    assert which(feed.weights()[0], halves.weights, halves) != which(feed.arch()[0], halves.arch, halves)
 
 
 @pytest.fixture(scope="module")
@@ -212,20 +214,21 @@ def test_shifts_and_flips_are_even() -> None:
 
 
 def test_imagenet_crops_are_like_those_of_torchvision() -> None:
-    """Means of the cropped coordinates and of their extent, over pictures that hold their own coordinates."""
+    """Centre, extent and mirroring of the crops, read off a picture that holds its own coordinates."""
     rows, columns = torch.meshgrid(torch.arange(0, 240, 4), torch.arange(0, 240, 3), indexing="ij")
     image = torch.stack([rows, columns, rows]).to(torch.uint8)
     ours = torch.stack([crop_resize(image, row, 8) for row in uniform((1,), range(3000), COLUMNS["imagenet"])])
     torch.manual_seed(0)
     crop = v2.Compose([v2.RandomResizedCrop(8, antialias=True), v2.RandomHorizontalFlip()])
     theirs = torch.stack([crop(image) for _ in range(3000)])
-    for channel, along in ((0, 1), (1, 2)):
-        for one, other in ((ours, theirs), (ours.flip(along + 1), theirs)):
-            a, b = (x[:, channel].to(torch.float32) for x in (one, other))
-            assert (a.mean() - b.mean()).abs() < 3
-            extents = [(x.amax((1, 2)) - x.amin((1, 2))) for x in (a, b)]
-            assert (extents[0].mean() - extents[1].mean()).abs() < 4
-            assert (extents[0].std() - extents[1].std()).abs() < 4
+    for channel in (0, 1):
+        one, other = (x[:, channel].to(torch.float32) for x in (ours, theirs))
+        assert (one.mean() - other.mean()).abs() < 3
+        extents = [(x.amax((1, 2)) - x.amin((1, 2))) for x in (one, other)]
+        assert (extents[0].mean() - extents[1].mean()).abs() < 4
+        assert (extents[0].std() - extents[1].std()).abs() < 4
+    for x in (ours, theirs):
+        assert 0.45 < (x[:, 1, 0, 0] > x[:, 1, 0, -1]).to(torch.float32).mean() < 0.55
 
 
 @settings(steady, max_examples=60)

@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from toy_device import ABOUT, CONV, MBCONV, Clockwork, additive_ms, contents, toy_rows, toy_table
 
 import cost_models
 from cost_models import LatencyTable, OpSpec, Row, TorchHost, load_folder, measure
-from tests.toy_device import ABOUT, CONV, MBCONV, Clockwork, additive_ms, contents, toy_rows, toy_table
 
 
 def test_rows_come_back_exactly(tmp_path: Path) -> None:

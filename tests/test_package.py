@@ -30,7 +30,17 @@ def run(code: str) -> str:
 
 def test_import_is_lean() -> None:
     loaded = run("import sys, pynas; print(' '.join(sys.modules))").split()
-    heavy = {"onnx", "onnxruntime", "onnxscript", "matplotlib", "tvm", "sklearn", "torchvision", "jsonargparse", "scipy"}
+    heavy = {
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+        "matplotlib",
+        "tvm",
+        "sklearn",
+        "torchvision",
+        "jsonargparse",
+        "scipy",
+    }
     assert not heavy & set(loaded)
 
 

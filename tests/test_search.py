@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tables import write_table
+from test_strategies import equal
 
 import pynas
 from pynas import FBNet, RandomSearch, Recipe, Run
 from pynas.budget import cost_range
 from pynas.pipeline import make_space
 from pynas.supernet import cost_table
-from tests.tables import write_table
-from tests.test_strategies import equal
 
 SPACE = {"input_size": 8, "stages": [[8, 1, 1], [16, 2, 2]], "head_channels": 32}
 QUICK: dict[str, Any] = {
@@ -120,7 +120,7 @@ def test_without_a_budget_the_papers_loss_is_used(device: str, tmp_path: Path) -
 COMMAND = """
 import sys, torch
 import pynas
-from tests.test_search import QUICK
+from test_search import QUICK
 torch.set_num_threads(1)
 out, device, resume = sys.argv[1:]
 if resume:
@@ -142,8 +142,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def launch(home: Path, out: Path, resume: str = "") -> subprocess.Popen[str]:
-    root = Path(__file__).resolve().parent.parent
-    path = os.pathsep.join([str(root), *[entry for entry in sys.path if entry]])
+    path = os.pathsep.join([str(Path(__file__).resolve().parent), *[entry for entry in sys.path if entry]])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "XDG_DATA_HOME": str(home)}
     command = [sys.executable, "-c", COMMAND, str(out), "board", resume]
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -1,10 +1,10 @@
-// The functions of shared/float_math.h over arrays, so that tests can sweep them on every
-// instruction set.
+// The functions of shared/float_math.h over arrays, so that the tests can sweep them on
+// every instruction set.
 #pragma once
 
 #include <cstdint>
 
-#include "../isa.h"
+#include "tables.h"
 
 namespace pynas {
 

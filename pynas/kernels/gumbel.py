@@ -11,7 +11,7 @@ from pynas.kernels import noise
 from pynas.kernels.kernel import Kernel
 from pynas.kernels.native import KERNELS
 
-MOST_OPTIONS = 256  # csrc/cpu/gumbel.h
+MOST_OPTIONS = 256  # kMostOptions of csrc/cpu/gumbel.h; a test compares them
 _TAUS = (1e-30, 1e30)  # beyond, float32 divides by 0 or infinity
 
 
@@ -106,11 +106,7 @@ def _check_values(theta: Tensor, mask: Tensor, cost: Tensor) -> None:
     closed = ~mask.any(-1)
     for name, bad, advice in (
         ("mask", closed, "allows no option. Allow at least one"),
-        (
-            "theta",
-            (mask & ~theta.isfinite()).any(-1),
-            "is not finite. Has the search diverged? Lower its learning rate",
-        ),
+        ("theta", (mask & ~theta.isfinite()).any(-1), "is not finite. Has the search diverged? Lower its step size"),
         ("cost", (mask & ~cost.isfinite()).any(-1), "is not finite for an allowed option"),
     ):
         if bad.any():
@@ -140,54 +136,57 @@ def _backward(
     mask: Tensor,
     cost: Tensor,
     call: tuple[float, int, int, int],
-    soft_grad: Tensor | None,
-    log_prob_grad: Tensor | None,
-    cost_grad: Tensor | None,
+    grads: tuple[Tensor | None, ...],
     wants_cost: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Calls the kernel for the gradients of theta and cost. None stands for a gradient of zeros."""
+    """Calls the kernel for the gradients of theta and cost.
+
+    Args:
+        theta: As in the forward call, dense; so are mask and cost.
+        mask: Likewise.
+        cost: Likewise.
+        call: tau, seed, step, draws.
+        grads: Of soft, log_prob and the expected cost; None stands for zeros.
+        wants_cost: Whether the gradient of cost is wanted.
+    """
     tau, seed, step, draws = call
+    layers, options = theta.shape
     theta_out = torch.empty_like(theta)
     cost_out = torch.empty_like(theta) if wants_cost else None
-    # The names keep dense copies alive during the call.
-    soft_grad = None if soft_grad is None else soft_grad.contiguous()
-    log_prob_grad = None if log_prob_grad is None else log_prob_grad.contiguous()
-    cost_grad = None if cost_grad is None else cost_grad.contiguous()
+    dense = [None if grad is None else grad.contiguous() for grad in grads]
+    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (*dense, theta_out, cost_out)]
     backward = KERNELS.gumbel_backward_f32 if theta.dtype is torch.float32 else KERNELS.gumbel_backward_f64
     inputs = theta.data_ptr(), mask.data_ptr(), cost.data_ptr(), tau, seed, step
-    grads = _address(soft_grad), _address(log_prob_grad), _address(cost_grad)
-    backward(draws, *theta.shape, *inputs, *grads, theta_out.data_ptr(), _address(cost_out))
+    backward(draws, layers, options, *inputs, *addresses)
     return theta_out, cost_out
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 class _Gates(torch.autograd.Function):
-    # index is made by the caller and filled here: a fourth output would cost as much as the kernel itself. Of the
-    # outputs nothing is saved, because the backward kernel draws them again, which costs less.
+    # A step is some 60 us of Python and autograd around 4 us of kernel. So index is made by the caller and filled
+    # here, not a fourth output; the backward kernel draws the gates again, so that none is saved; and inputs are kept
+    # as plain attributes with their versions checked by hand, because save_for_backward takes longer than the kernel.
     @staticmethod
     def forward(
         ctx: Any, theta: Tensor, mask: Tensor, cost: Tensor, tau: float, seed: int, step: int, index: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(theta, mask, cost)
-        ctx.call = tau, seed, step, index.shape[0]
+        ctx.inputs = theta, mask, cost
+        ctx.versions = theta._version + mask._version + cost._version  # none ever falls
+        ctx.call = tau, seed, step, len(index)
         ctx.set_materialize_grads(False)
         return _forward(theta, mask, cost, tau, seed, step, index)
 
     @staticmethod
-    def backward(
-        ctx: Any, soft_grad: Tensor | None, log_prob_grad: Tensor | None, cost_grad: Tensor | None
-    ) -> tuple[Any, ...]:
-        theta, mask, cost = ctx.saved_tensors
-        theta_out, cost_out = _backward(
-            theta, mask, cost, ctx.call, soft_grad, log_prob_grad, cost_grad, ctx.needs_input_grad[2]
-        )
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        theta, mask, cost = ctx.inputs
+        if theta._version + mask._version + cost._version != ctx.versions:
+            raise RuntimeError(
+                "theta, mask or cost was changed in place between gumbel_gates and backward(). "
+                "Call backward() first, or change a copy."
+            )
+        theta_out, cost_out = _backward(theta, mask, cost, ctx.call, grads, ctx.needs_input_grad[2])
         if torch.is_grad_enabled():  # the caller keeps a graph of this backward pass
-            sources = theta, cost, soft_grad, log_prob_grad, cost_grad
-            theta_out = _Last.apply(theta_out, *sources)
-            cost_out = None if cost_out is None else _Last.apply(cost_out, *sources)
+            theta_out = _Last.apply(theta_out, theta, cost, *grads)
+            cost_out = None if cost_out is None else _Last.apply(cost_out, theta, cost, *grads)
         return theta_out, None, cost_out, None, None, None, None
 
 
@@ -222,10 +221,11 @@ def gumbel_function(
     if KERNELS is None or not (theta.is_cpu and mask.is_cpu and cost.is_cpu):
         return gumbel_reference(theta, mask, cost, tau, seed, step, draws)
     _check(theta, mask, cost, tau, seed, step, draws)
-    index = theta.new_empty(draws, theta.shape[0], dtype=torch.int64)
-    soft, log_prob, expected = _Gates.apply(
-        theta.contiguous(), mask.contiguous(), cost.contiguous(), tau, seed, step, index
-    )
+    theta, mask, cost = theta.contiguous(), mask.contiguous(), cost.contiguous()
+    index = mask.new_empty(draws, theta.shape[0], dtype=torch.int64)
+    track = torch.is_grad_enabled() and (theta.requires_grad or cost.requires_grad)
+    call = _Gates.apply if track else _forward
+    soft, log_prob, expected = call(theta, mask, cost, tau, seed, step, index)
     return soft, index, log_prob, expected
 
 
@@ -263,14 +263,18 @@ def gumbel_backward_op(
     cost_grad: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of theta and cost as a registered operator, so that compiled graphs can hold the backward pass."""
-    draws = len(cost_grad)
-    theta, mask, cost = theta.contiguous(), mask.contiguous(), cost.contiguous()
+    draws, grads_in = len(cost_grad), (soft_grad, log_prob_grad, cost_grad)
+    _check(theta, mask, cost, tau, seed, step, draws)
+    shapes = [(draws, *theta.shape), (draws, len(theta)), (draws,)]
+    if any(grad.shape != shape or grad.dtype != theta.dtype for grad, shape in zip(grads_in, shapes, strict=True)):
+        raise ValueError(f"The gradients must be {theta.dtype} of shapes {shapes}.")
     if KERNELS is not None and theta.is_cpu:
+        theta, mask, cost = theta.contiguous(), mask.contiguous(), cost.contiguous()
         call = float(tau), seed, step, draws
-        grads = _backward(theta, mask, cost, call, soft_grad, log_prob_grad, cost_grad, True)
+        grads = _backward(theta, mask, cost, call, grads_in, wants_cost=True)
         return cast(tuple[Tensor, Tensor], grads)
     soft, index, _, _ = gumbel_reference(theta, mask, cost, tau, seed, step, draws)
-    total = soft_grad + cost_grad[:, None, None] * cost.masked_fill(~mask, 0)
+    total = (soft_grad + cost_grad[:, None, None] * cost).masked_fill(~mask, 0)
     through_soft = soft * (total - (soft * total).sum(-1, keepdim=True)) / tau
     chosen = torch.zeros_like(soft).scatter_(-1, index[..., None], 1.0)
     p = torch.softmax(theta.masked_fill(~mask, -torch.inf), -1)

@@ -81,7 +81,7 @@ def gumbel(words: Tensor) -> Tensor:
     """Gumbel(0, 1) noise -log(-log u) with u = 1 - (word + 1/2) / 2^32, float32 of the same shape.
 
     Near u = 1, where the noise is large, -log u is computed from 1 - u: a float32 u could not tell it from 0. So all
-    32 bits count at both ends, u is never 0 or 1, and the noise lies between -3.14 and 22.9.
+    32 bits count at both ends, u is never 0 or 1, and the noise lies between -3.13 and 22.87.
     """
     near_one = words < 2**31
     distance = (torch.where(near_one, words, _MASK - words).float() + 0.5) * 2**-32

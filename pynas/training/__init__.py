@@ -4,5 +4,6 @@
 loop that searches and trains alike, `train` trains a single network in it, `evaluate` measures accuracy, `run` is the
 folder on disk.
 
-To add a data set by name: one entry in `data.py`. To train something new: a class with the members of `loop.Task`.
+To add a data set by name: one entry in `sources.STORED`. To train something new: a class with the members of
+`loop.Task`.
 """

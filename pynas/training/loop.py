@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Protocol
@@ -94,7 +94,7 @@ def train(task: Task, feed: Feed, run: RunFolder, stage: str, bar: Bar) -> None:
         state = {"task": task.state_dict(), "feed": feed.state_dict(), "epoch": epoch, "step": step, "totals": totals}
         run.save_checkpoint(stage, state)
 
-    with _interruptible() as interrupted:
+    with contextlib.closing(run), _interruptible() as interrupted:
         for epoch in range(first_epoch, task.epochs):
             began = time.monotonic()
             steps = task.steps(feed, epoch)
@@ -126,7 +126,7 @@ def _check_finite(metrics: dict[str, float], stage: str, epoch: int, step: int, 
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _interruptible() -> Iterator[threading.Event]:
     """Turns the first Ctrl-C into a flag that is read between steps; a second one interrupts at once."""
     flag = threading.Event()

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ PACKAGES = ("pynas", "torch", "torchvision", "numpy", "scipy", "onnx", "onnxrunt
 class RunFolder:
     """Reads and writes the files of one run; every write is atomic.
 
-    `config.yaml` what was asked; `env.json` versions and machine; `metrics.jsonl` one line per finished epoch;
-    `checkpoints/<stage>.pt`; `theta.npy` theta after every epoch; `architectures.jsonl` derived networks and their
-    scores; `best.json` the best; `model/` trained weights; `export/` what is deployed; `result.json` the final figures.
+    `config.yaml` what was asked; `env.json` versions and machine; `metrics.jsonl` one line per finished epoch, `tb/`
+    the same for TensorBoard where it is installed; `checkpoints/<stage>.pt`; `theta.npy` theta after every epoch;
+    `architectures.jsonl` derived networks and their scores; `best.json` the best; `model/` trained weights; `export/`
+    what is deployed; `result.json` the final figures.
 
     Args:
         path: Of a folder that exists.
@@ -38,6 +40,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._boards: dict[str, Any] = {}
 
     @staticmethod
     def create(out: str | Path, config: Mapping[str, Any]) -> RunFolder:
@@ -89,11 +92,34 @@ class RunFolder:
         kept = [line for line in self.metrics() if not (line["stage"] == stage and line["epoch"] >= epoch)]
         kept.append({"stage": stage, "epoch": epoch, **record})
         self.write_lines("metrics.jsonl", kept)
+        writer = self._board(stage)
+        if writer is not None:
+            for name, value in record.items():
+                if isinstance(value, float):
+                    writer.add_scalar(name, value, epoch)
+            writer.flush()
+
+    def _board(self, stage: str) -> Any:
+        """TensorBoard's writer of a stage, or None where the package is not installed."""
+        if stage not in self._boards:
+            self._boards[stage] = None
+            if find_spec("tensorboard") is not None:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._boards[stage] = SummaryWriter(str(self.path / "tb" / stage))
+        return self._boards[stage]
 
     def metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
         """Lines of `metrics.jsonl`, of one stage or all."""
         lines = self.read_lines("metrics.jsonl")
         return [line for line in lines if stage is None or line["stage"] == stage]
+
+    def close(self) -> None:
+        """Ends what is open for logging; the next `log` opens it again."""
+        for writer in self._boards.values():
+            if writer is not None:
+                writer.close()
+        self._boards.clear()
 
     # Checkpoints
 
