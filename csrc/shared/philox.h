@@ -35,8 +35,10 @@ constexpr uint32_t kPhiloxW0 = 0x9E3779B9, kPhiloxW1 = 0xBB67AE85;
 PYNAS_HOST_DEVICE Block philox(Block counter, uint64_t key) {
   uint32_t c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
   uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
-#ifdef __GNUC__
-#pragma GCC unroll 10
+#ifdef __CUDACC__
+#pragma unroll
+#else
+#pragma GCC unroll 10  // unrolled, the loop around a call vectorises
 #endif
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = uint64_t{kPhiloxM0} * c0;
