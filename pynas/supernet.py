@@ -128,20 +128,20 @@ class Supernet(nn.Module):
         self.slots = space.slots()
         self.choices = space.choices()
         self.net = space.build(GatedSlot)
+        self._gated = {path: module for path, module in self.net.named_modules() if isinstance(module, GatedSlot)}
 
     def gated(self) -> dict[str, GatedSlot]:
         """The gated modules by the path that they have in the network."""
-        return {path: module for path, module in self.net.named_modules() if isinstance(module, GatedSlot)}
+        return self._gated
 
     def forward(self, x: Tensor, gates: Mapping[str, Gates]) -> Tensor:
         """(B, 3, S, S) and the gates of every slot, by slot name -> logits (B, classes)."""
-        modules = list(self.gated().values())
-        for module in modules:
+        for module in self._gated.values():
             module.gates = gates[module.slot.name]
         try:
             logits: Tensor = self.net(x)
         finally:
-            for module in modules:
+            for module in self._gated.values():
                 module.gates = None
         return logits
 
@@ -171,7 +171,3 @@ class Supernet(nn.Module):
             state |= {f"{path}.{name}": tensor for name, tensor in chosen.items()}
         net.load_state_dict(state)
         return net.train(self.training)
-
-    def gate_parameters(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters of every slot's options, by slot name."""
-        return {module.slot.name: list(module.parameters()) for module in self.gated().values()}
