@@ -74,7 +74,8 @@ def search(
         baseline: How many random networks of the same budget to train for comparison.
         seed: Of all random numbers.
         amp: Mixed precision of forward passes.
-        threads: Of torch; none leaves its default. Results repeat bit for bit on one thread.
+        threads: Of torch; none takes one for images below 32 pixels, where more only get in each other's way, and
+            torch's default otherwise. Results repeat bit for bit on one thread.
         limit: At most so many training images, drawn evenly from the classes.
         augment: Of training images; "auto" suits it to the data.
         on_corrupt: Whether a broken image stops the search or is left out.
@@ -100,8 +101,7 @@ def search(
     else:
         config = _config(asked)
         folder = None
-    if config["threads"] is not None:
-        _set_threads(config["threads"])
+    _set_threads(config)
     plan = pipeline.make_plan(config, show, folder)
     show_plan(plan, show)
     run = folder if folder is not None else RunFolder.create(config["out"], {**config, "latency_ms": plan.budget})
@@ -173,10 +173,15 @@ def _complete(config: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
     return config
 
 
-def _set_threads(threads: int) -> None:
+def _set_threads(config: dict[str, Any]) -> None:
+    threads = config["threads"]
+    if threads is None:
+        size = pipeline.make_space(config["space"], config["space_options"]).input_size
+        threads = 1 if size < 32 else torch.get_num_threads()
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise ValueError(f"threads must be a whole number of at least 1, not {threads!r}.")
     torch.set_num_threads(threads)
+    config["threads"] = threads
 
 
 def retrain(
