@@ -96,7 +96,7 @@ class Lines:
 
     def __init__(self, title: str, total: int, console: Console) -> None:
         self._title, self._total, self._console = title, max(1, total), console
-        self._done = 0
+        self._done = self._quarters = 0
         self._began = time.monotonic()
 
     def advance(self, text: str) -> None:
@@ -106,7 +106,8 @@ class Lines:
         self._show(done, total, f"{seconds_left:.0f} s left")
 
     def _show(self, done: int, total: int, text: str) -> None:
-        if 4 * done // total > 4 * self._done // total:
+        self._done = done
+        if 4 * done // total > self._quarters:  # a measurement may step back to take a repeat again
+            self._quarters = 4 * done // total
             seconds = time.monotonic() - self._began
             self._console.print(f"{self._title}: {done}/{total} after {seconds:.0f} s  {text}", markup=False)
-        self._done = done

@@ -36,7 +36,7 @@ def test_hyper_parameters_become_flags(flags: list[str], capsys: pytest.CaptureF
     assert isinstance(strategy, dict)
     assert strategy["class_path"].endswith("FBNet")
     assert strategy["init_args"]["tau_start"] == 4.0
-    assert strategy["init_args"]["epochs"] == 20  # of the quick preset
+    assert strategy["init_args"]["epochs"] == 16  # of the quick preset
 
 
 def test_preset_fills_hyper_parameters(capsys: pytest.CaptureFixture[str]) -> None:

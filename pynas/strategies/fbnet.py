@@ -85,7 +85,7 @@ class FBNet(Strategy):
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
-        "quick": {"epochs": 20, "batch_size": 64, "warmup_epochs": 5, "theta_lr": 0.1, "samples": 8},
+        "quick": {"epochs": 16, "batch_size": 64, "warmup_epochs": 4, "theta_lr": 0.1, "samples": 8},
     }
     COST: ClassVar[str] = "216 GPU-hours in the paper (8 GPUs, 27 hours, 100 classes of ImageNet)"
 
