@@ -51,10 +51,17 @@ void map(const Kernels& kernels, uintptr_t in, uintptr_t out, int64_t count) {
   (kernels.elementwise.*Function)(at<In>(in), at<float>(out), count);
 }
 
+void map_philox(const Kernels& kernels, uintptr_t counters, uint64_t key, uintptr_t out,
+                int64_t count) {
+  const LongWork work(4 * count);
+  kernels.elementwise.philox(at<uint32_t>(counters), key, at<uint32_t>(out), count);
+}
+
 void bind_elementwise(py::class_<Kernels>& kernels) {
   kernels.def("log", map<float, &ElementwiseTable::log>)
       .def("exp", map<float, &ElementwiseTable::exp>)
-      .def("gumbel", map<uint32_t, &ElementwiseTable::gumbel>);
+      .def("gumbel", map<uint32_t, &ElementwiseTable::gumbel>)
+      .def("philox", map_philox);
 }
 
 // Arguments in the order of pynas/kernels/gumbel.py. A zero address stands for an absent array.

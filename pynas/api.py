@@ -4,23 +4,22 @@ flags."""
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 import cost_models
 from cost_models.names import unknown
 from cost_models.runners import RUNNERS
-from pynas import pipeline
+from pynas import pipeline, settings
 from pynas.architecture import Architecture
 from pynas.console import Show
 from pynas.export import Report
 from pynas.export import export as export_net
-from pynas.registry import STRATEGIES
 from pynas.results import Run, Trained, load_model, save_model
 from pynas.strategies import Strategy
 from pynas.summary import show_plan, show_result
@@ -96,12 +95,14 @@ def search(
     show = Show(quiet)
     if resume is not None:
         _only_resume(asked)
-        folder = RunFolder.open(resume)
-        config = _complete(folder.config(), folder)
+        folder, config = _opened(resume)
+        if folder.read_json("result.json") is not None:
+            finished = Run.open(folder.path)
+            show_result(finished, show)
+            return finished
     else:
-        config = _config(asked)
-        folder = None
-    _set_threads(config)
+        folder, config = None, settings.resolve(asked)
+    settings.use_threads(config)
     plan = pipeline.make_plan(config, show, folder)
     show_plan(plan, show)
     run = folder if folder is not None else RunFolder.create(config["out"], {**config, "latency_ms": plan.budget})
@@ -109,51 +110,6 @@ def search(
     result = pipeline.execute(plan, run, show)
     show_result(result, show)
     return result
-
-
-def _config(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of `search` as plain values, with the strategy resolved to its name and hyper-parameters."""
-    kept = {
-        name: value
-        for name, value in asked.items()
-        if name not in ("resume", "quiet", "preset", "epochs", "batch_size")
-    }
-    changes = {name: asked[name] for name in ("epochs", "batch_size") if asked[name] is not None}
-    strategy = asked["strategy"]
-    if isinstance(strategy, str):
-        cls = STRATEGIES.get(strategy)
-        name, made = strategy, cls.preset(asked["preset"] or "quick", **changes)
-    else:
-        if asked["preset"] is not None:
-            raise ValueError("preset goes with a strategy's name. For an object: FBNet.preset('paper', theta_lr=0.02).")
-        name = next((name for name, cls in STRATEGIES.items() if type(strategy) is cls), "")
-        if not name:
-            raise ValueError(f"The strategy {type(strategy).__name__} is not registered. See: pynas list strategies")
-        made = dataclasses.replace(strategy, **changes)
-    data = asked["data"]
-    return kept | {
-        "strategy": {"name": name, "settings": dataclasses.asdict(made)},
-        "recipe": dataclasses.asdict(asked["recipe"] or Recipe()),
-        "space_options": dict(asked["space_options"] or {}),
-        "data": str(Path(data).absolute()) if Path(data).exists() else str(data),
-        "out": str(asked["out"]),
-        **_checked(asked),
-    }
-
-
-def _checked(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers that have no other place to be checked."""
-    if not (isinstance(asked["slack"], int | float) and 0 < asked["slack"] <= 1):
-        raise ValueError(f"slack must lie in (0, 1], not {asked['slack']!r}.")
-    for name, least in (("baseline", 0), ("seed", 0)):
-        if isinstance(asked[name], bool) or not isinstance(asked[name], int) or asked[name] < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, not {asked[name]!r}.")
-    budget = asked["latency_ms"]
-    if budget is not None and budget != "auto" and (isinstance(budget, bool) or not isinstance(budget, int | float)):
-        raise ValueError(f"latency_ms must be a number of milliseconds, 'auto' or none, not {budget!r}.")
-    if asked["amp"] not in ("off", "bf16"):
-        raise ValueError(f"amp must be 'off' or 'bf16', not {asked['amp']!r}.")
-    return {}
 
 
 def _only_resume(asked: Mapping[str, Any]) -> None:
@@ -165,27 +121,13 @@ def _only_resume(asked: Mapping[str, Any]) -> None:
         )
 
 
-def _complete(config: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
-    needed = set(inspect.signature(search).parameters) - {"resume", "quiet", "preset", "epochs", "batch_size"}
-    missing = sorted(needed - set(config))
-    if missing:
-        raise ValueError(f"{folder.path / 'config.yaml'} lacks {', '.join(missing)}. Start the search anew.")
-    return config
-
-
-def _set_threads(config: dict[str, Any]) -> None:
-    threads = config["threads"]
-    if threads is None:
-        size = pipeline.make_space(config["space"], config["space_options"]).input_size
-        threads = 1 if size < 32 else torch.get_num_threads()
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise ValueError(f"threads must be a whole number of at least 1, not {threads!r}.")
-    torch.set_num_threads(threads)
-    config["threads"] = threads
+def _opened(path: str | Path) -> tuple[RunFolder, dict[str, Any]]:
+    folder = RunFolder.open(path)
+    return folder, settings.complete(folder.config(), folder, inspect.signature(search).parameters)
 
 
 def retrain(
-    run: str | Run,
+    run: str | Path | Run,
     *,
     net: str | None = None,
     epochs: int | None = None,
@@ -211,24 +153,29 @@ def retrain(
     Raises:
         ValueError: If the run is unfinished or broken, or the network belongs to another space.
     """
-    finished = Run.open(run) if isinstance(run, str) else run
-    folder, show = RunFolder.open(finished.folder), Show(quiet)
+    finished = run if isinstance(run, Run) else Run.open(run)
+    show = Show(quiet)
+    folder, config = _opened(finished.folder)
+    settings.use_threads(config)
     architecture = finished.best if net is None else Architecture.load(net)
-    plan = pipeline.make_plan(_complete(folder.config(), folder), show, folder)
+    plan = pipeline.make_plan(config, show, folder)
     if architecture.space != plan.space.name:
         raise ValueError(f"The network is of space {architecture.space!r}, the run of {plan.space.name!r}.")
+    if dict(architecture.options) != dict(plan.space.options()):
+        differing = [key for key, value in plan.space.options().items() if architecture.options.get(key) != value]
+        raise ValueError(f"The network and the run differ in the space's {', '.join(differing)}.")
     how = recipe if recipe is not None else plan.recipe
     if epochs is not None:
         how = dataclasses.replace(how, epochs=epochs)
     plan = dataclasses.replace(plan, recipe=how)
-    stage = f"retrain-{architecture.fingerprint}-{how.epochs}-{seed}"
-    trained = pipeline.train_alone(plan, architecture, folder, stage, seed, show)
+    told = hashlib.sha256(f"{architecture.fingerprint} {how} {seed}".encode()).hexdigest()[:12]
+    trained = pipeline.train_alone(plan, architecture, folder, f"retrain-{told}", seed, show, "the same command")
     save_model(folder, trained, plan.data)
     show.line(f"test accuracy {trained.accuracy:.2%} of {trained.images} images; weights in {folder.path / 'model'}")
     return trained
 
 
-def evaluate(run: str | Run | Trained, *, data: str | None = None, quiet: bool = False) -> float:
+def evaluate(run: str | Path | Run | Trained, *, data: str | None = None, quiet: bool = False) -> float:
     """Accuracy of a run's trained network on test images.
 
     Args:
@@ -241,7 +188,8 @@ def evaluate(run: str | Run | Trained, *, data: str | None = None, quiet: bool =
     """
     path = _folder_of(run)
     saved = load_model(path)
-    config = RunFolder.open(path).config()
+    _, config = _opened(path)
+    settings.use_threads(config)
     images = open_data(
         config["data"] if data is None else data,
         size=saved.input_size,
@@ -262,7 +210,7 @@ def evaluate(run: str | Run | Trained, *, data: str | None = None, quiet: bool =
 
 
 def export(
-    net: nn.Module | str | Run | Trained,
+    net: nn.Module | str | Path | Run | Trained,
     path: str | None = None,
     *,
     input_size: int | None = None,
@@ -297,7 +245,8 @@ def export(
     else:
         folder = _folder_of(net)
         saved = load_model(folder)
-        module, input_size = saved.net, saved.input_size
+        module = net.model if isinstance(net, Trained) else saved.net
+        input_size = saved.input_size
         target = Path(path) if path is not None else folder / "export" / f"net.{format or 'onnx'}"
         if path is None:
             target.parent.mkdir(exist_ok=True)
@@ -307,8 +256,8 @@ def export(
     return report
 
 
-def _folder_of(run: str | Run | Trained) -> Path:
-    if isinstance(run, str):
+def _folder_of(run: str | Path | Run | Trained) -> Path:
+    if isinstance(run, str | Path):
         return RunFolder.open(run).path
     if run.folder is None:
         raise ValueError("This network was not trained in a run; give its module to export.")
@@ -343,6 +292,8 @@ def measure(
         The table.
     """
     show = Show(quiet)
+    if device == "host" and threads != 1:
+        raise ValueError("The table 'host' is of one thread, as searches want it. Give this one a name of its own.")
     made = pipeline.make_space(space, space_options or {})
     if runner not in RUNNERS:
         raise unknown("runner", runner, RUNNERS)

@@ -1,8 +1,8 @@
 """Architectures under a budget: the cheapest and dearest, the most probable, and fair draws from those that fit.
 
-The cost of a network is a sum over choices, so everything about "networks whose cost lies in a window" is answered
-exactly, up to the width of a cost bin, by dynamic programming over choices and cost: no rejection, however rare a fit
-is.
+The cost of a network is a sum over choices, so everything about "networks whose cost lies in a window" is answered by
+dynamic programming over choices and cost, however rare a fit is. Costs are rounded up to bins of 1/4096 of the room
+above the cheapest network: none exceeds the budget, and only those within a bin for each choice of it can be missed.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ class BudgetedPaths:
         room = min(budget, dearest) - self._base
         if room < 0:
             raise ValueError(f"None of the allowed options meets {budget:g} {table.unit}: {self._base:.4g} at least.")
-        self._bin = max(room, 1e-12 * budget) / BINS
+        # A budget that does not bind must not lose paths to rounding, which adds up to one bin for each choice.
+        bins = BINS if budget < dearest else BINS - len(self.costs)
+        self._bin = max(room, 1e-12 * budget) / bins
         # Rounding up keeps every path within the budget; the cheapest option of a choice has no excess to round.
         steps = np.ceil((self.costs - cheapest) / self._bin - 1e-9)
         self._steps = np.where(steps <= BINS, steps, BINS + 1).astype(np.int64)

@@ -119,4 +119,7 @@ def _named_strategy(args: list[str]) -> list[str]:
     named = [arg.removeprefix("--strategy.") for arg in flat if arg.startswith("--strategy.")]
     fields = cls.preset_values(preset, named)
     filled = [f"--strategy.{field}={value}" for field, value in fields.items()]
+    filled += [
+        f"--strategy.{key}={flat[flat.index(f'--{key}') + 1]}" for key in ("epochs", "batch_size") if f"--{key}" in flat
+    ]
     return [rest[0], f"--strategy={cls.__module__}.{cls.__qualname__}", *filled, *rest[1:]]

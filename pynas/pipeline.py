@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 import cost_models
-from cost_models.runners import TorchHost
+from cost_models.runners import TorchHost, cpu_model
 from pynas.architecture import Architecture
 from pynas.budget import check_budget, cost_range
 from pynas.console import Show
@@ -29,7 +30,7 @@ from pynas.supernet import CostTable, cost_table
 from pynas.training.data import Data, open_data
 from pynas.training.evaluate import accuracy
 from pynas.training.feed import Feed, batches
-from pynas.training.loop import train
+from pynas.training.loop import Interrupted, train
 from pynas.training.run import RunFolder
 from pynas.training.train import Recipe, Training
 
@@ -74,8 +75,11 @@ def make_plan(config: Mapping[str, Any], show: Show, folder: RunFolder | None = 
         ValueError: For whatever cannot work, in one sentence.
         OSError: For files that cannot be read or written.
     """
-    strategy = make_strategy(config["strategy"]["name"], config["strategy"]["settings"])
-    recipe = Recipe(**config["recipe"])
+    strategy = make_strategy(config["strategy"])
+    try:
+        recipe = Recipe(**config["recipe"])
+    except TypeError as error:
+        raise ValueError(f"The recipe does not fit: {error}.") from None
     unsized = make_space(config["space"], config["space_options"])
     if folder is None:
         check_writable(Path(config["out"]))
@@ -102,28 +106,31 @@ def make_plan(config: Mapping[str, Any], show: Show, folder: RunFolder | None = 
 def make_space(name: str, options: Mapping[str, Any]) -> SearchSpace:
     """A space by name. Raises ValueError for an unknown name or option."""
     make = SPACES.get(name)
+    known = sorted(make().options())
+    strange = sorted(set(options) - set(known))
+    if strange:
+        raise ValueError(f"Space {name!r} has no option {', '.join(map(repr, strange))}. Allowed: {', '.join(known)}.")
     try:
         return make(**options)
-    except TypeError:
-        known = sorted(make().options())
-        strange = sorted(set(options) - set(known))
-        raise ValueError(f"Space {name!r} has no option {', '.join(map(repr, strange))}. Allowed: {known}.") from None
+    except TypeError as error:
+        raise ValueError(f"The options {dict(options)} do not fit space {name!r}: {error}.") from None
 
 
-def make_strategy(name: str, settings: Mapping[str, Any]) -> Strategy:
-    """A strategy by name and hyper-parameters. Raises ValueError for unknown ones."""
-    cls = STRATEGIES.get(name)
-    strategy: Strategy = cls(**settings)
+def make_strategy(settings: Mapping[str, Any]) -> Strategy:
+    """A strategy from its name and hyper-parameters. Raises ValueError when they do not fit."""
+    try:
+        strategy: Strategy = STRATEGIES.get(settings["name"])(**settings["settings"])
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"The strategy's settings do not fit: {error}.") from None
     return strategy
 
 
 def check_writable(out: Path) -> None:
     """Raises OSError unless runs can be written to this folder, without leaving anything behind."""
     existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    probe = existing / ".pynas-probe"
     try:
-        probe.mkdir()
-        probe.rmdir()
+        with tempfile.TemporaryDirectory(prefix=".pynas-", dir=existing):
+            pass
     except OSError as error:
         raise OSError(f"Cannot write runs to {out}: {error.strerror}. Choose another folder with --out.") from None
 
@@ -163,7 +170,20 @@ def open_device(
 
 
 def execute(plan: Plan, run: RunFolder, show: Show) -> Run:
-    """Runs all stages that the run folder does not hold yet, and shows the result."""
+    """Runs all stages that the run folder does not hold yet. On Ctrl-C raises Interrupted, which says how to go on."""
+    try:
+        return _stages(plan, run, show)
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        raise Interrupted(f"Stopped. Go on with: {_resume(run)}") from None
+
+
+def _resume(run: RunFolder) -> str:
+    return f"pynas search --resume {run.path}"
+
+
+def _stages(plan: Plan, run: RunFolder, show: Show) -> Run:
     seed = plan.config["seed"]
     if not (run.path / "device").is_dir():
         plan.device.copy_to(run.path / "device")
@@ -175,7 +195,7 @@ def execute(plan: Plan, run: RunFolder, show: Show) -> Run:
         save_model(run, trained, plan.data)
         baseline = _baseline(plan, best, run, show)
         report = export_checked(trained.model, run.path / "export" / "net.onnx", plan.data, plan.space.input_size)
-        figures = _figures(plan, best, trained, baseline, run.metrics("search")[-1])
+        figures = _figures(plan, best, trained, baseline, (run.metrics("search") or [{}])[-1])
         figures["export"] = {"path": str(report.path), "difference": report.max_abs_diff, "check": str(report)}
         run.write_json("result.json", figures)
     return Run(run.path, best.architecture, tuple(candidates), figures)
@@ -192,7 +212,7 @@ def _search(plan: Plan, run: RunFolder, show: Show) -> list[Candidate]:
     feed = Feed(plan.data, batch_size=strategy.batch_size, seed=config["seed"])
     total = sum(strategy.steps(feed, epoch) for epoch in range(strategy.epochs))
     with show.bar(f"search ({config['strategy']['name']})", total) as bar:
-        train(strategy, feed, run, "search", bar)
+        train(strategy, feed, run, "search", bar, _resume(run))
     history = getattr(strategy, "theta_history", None)
     if history is not None:
         run.write_array("theta.npy", history())
@@ -201,13 +221,25 @@ def _search(plan: Plan, run: RunFolder, show: Show) -> list[Candidate]:
     return found
 
 
-def train_alone(plan: Plan, architecture: Architecture, run: RunFolder, stage: str, seed: int, show: Show) -> Trained:
-    """Trains a network from scratch on all training images and tests it."""
+def train_alone(
+    plan: Plan, architecture: Architecture, run: RunFolder, stage: str, seed: int, show: Show, go_on: str = ""
+) -> Trained:
+    """Trains a network from scratch on all training images and tests it.
+
+    Args:
+        plan: Data, recipe, precision.
+        architecture: What to train.
+        run: Where logs and checkpoints go.
+        stage: Under which name.
+        seed: Of initial weights and of the order of images.
+        show: Where progress is shown.
+        go_on: What to type after Ctrl-C; resuming the search by default.
+    """
     torch.manual_seed(seed)
     training = Training(architecture.build(), plan.recipe, plan.config["amp"])
     feed = Feed(plan.data, batch_size=plan.recipe.batch_size, seed=seed, pool="train")
     with show.bar(stage, training.epochs * feed.steps_weights) as bar:
-        train(training, feed, run, stage, bar)
+        train(training, feed, run, stage, bar, go_on or _resume(run))
     model = training.result()
     test = plan.data.test
     return Trained(model, architecture, accuracy(model, test, plan.data), len(test), run.path)
@@ -260,7 +292,8 @@ def _figures(
     size = plan.space.input_size
     counts = count(trained.model, (3, size, size))
     median, spread = measured_ms(trained.model, size)
-    on_host = plan.config["device"] == "host"
+    about = plan.device.provenance
+    on_host = (about.runner, about.machine.get("cpu"), about.threads) == ("torch", cpu_model(), 1)
     return {
         "net": str(trained.architecture),
         "fingerprint": trained.architecture.fingerprint,

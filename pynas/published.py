@@ -8,8 +8,7 @@ from pynas.architecture import Architecture
 from pynas.registry import Registry
 from pynas.spaces import SPACES
 
-# FBNet, one line a net, stages separated by |; "-" is skip. A, B and C stand in mobile-vision's and in AA-FBNet's
-# lists;
+# FBNet, one line a net, stages separated by |; "-" is skip. A, B and C stand in mobile-vision's lists and AA-FBNet's;
 # S8, iPhoneX and 96-0.35-1 in the latter only, read there from the paper's figure.
 # B: layer 11 is k5_e1, which alone gives the paper's 295M; mobile-vision has k5_e6.
 _FBNET = {

@@ -49,9 +49,13 @@ class Run:
 def read_candidates(folder: RunFolder) -> list[Candidate]:
     """Derived networks of a run, best first; none before the search is done."""
     found = []
-    for record in folder.read_lines("architectures.jsonl"):
-        architecture = Architecture(record["space"], record["choices"], record["options"])
-        found.append(Candidate(architecture, record["accuracy"], record["cost"], record["origin"]))
+    try:
+        for record in folder.read_lines("architectures.jsonl"):
+            architecture = Architecture(record["space"], record["choices"], record["options"])
+            found.append(Candidate(architecture, record["accuracy"], record["cost"], record["origin"]))
+    except (KeyError, TypeError) as error:
+        path = folder.path / "architectures.jsonl"
+        raise ValueError(f"{path} is broken (it lacks {error}). Remove it and resume the run.") from None
     return found
 
 

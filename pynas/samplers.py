@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -53,7 +54,8 @@ class Sample:
         gates: By slot name.
         index: Drawn option of each choice, int64, shape (draws, choices).
         log_prob: Log-probability of each drawn option under theta, shape (draws, choices), differentiable.
-        cost: Cost of the soft gates without the fixed part, shape (draws,), differentiable.
+        cost: Cost of the gates without the fixed part, shape (draws,), differentiable; for straight-through gates the
+            value is that of the drawn options.
         hard_cost: Cost of the drawn options without the fixed part, shape (draws,).
     """
 
@@ -114,7 +116,9 @@ class GumbelSampler:
             train = tuple(sorted(set(picked[row])))
             run = tuple(range(width)) if straight_through else train
             gates[slot.name] = Gates(_squeeze(values[:, row, :width]), run, train)
-        return self._sample(gates, drawn)
+        sample = self._sample(gates, drawn)
+        through = sample.hard_cost + (sample.cost - sample.cost.detach())
+        return dataclasses.replace(sample, cost=through) if straight_through else sample
 
     def _draw(self, tau: float, step: int, draws: int, mask: Tensor | None) -> GumbelGates:
         allowed = self.theta.mask if mask is None else mask

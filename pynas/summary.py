@@ -48,7 +48,16 @@ def show_result(run: Run, show: Show) -> None:
     if not figures:
         show.line(f"best: {best.architecture}, predicted {best.cost:.3g} ms; train it with: pynas retrain {run.folder}")
         return
-    rows = [
+    try:
+        rows = _rows(run)
+    except KeyError as error:
+        raise ValueError(f"{run.folder / 'result.json'} lacks {error}. Remove it and resume the run.") from None
+    show.table("Result", ("what", "value"), rows, note=f"latency: {figures['device']}")
+
+
+def _rows(run: Run) -> list[tuple[str, str]]:
+    figures = run.figures
+    return [
         ("best net", figures["net"]),
         ("test accuracy", f"{figures['test_accuracy']:.2%} of {figures['test_images']} images"),
         ("params / MACs", f"{figures['params']:,} / {figures['macs']:,}"),
@@ -60,7 +69,6 @@ def show_result(run: Run, show: Show) -> None:
         ("run folder", str(run.folder)),
         ("exported file", figures["export"]["path"]),
     ]
-    show.table("Result", ("what", "value"), rows, note=f"latency: {figures['device']}")
 
 
 def _collapse(figures: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -223,6 +223,10 @@ KNOWN = [
 def test_philox_known_answers(counter: list[int], key: int, result: list[int]) -> None:
     words = noise.philox([torch.tensor(word) for word in counter], key)
     assert [int(word) for word in words] == result
+    for isa in native.MODULE.usable_isas():
+        counters, out = torch.tensor([counter] * 70).to(torch.uint32), torch.zeros(70, 4, dtype=torch.uint32)
+        native.MODULE.Kernels(isa).philox(counters.data_ptr(), key, out.data_ptr(), 70)
+        assert out.tolist() == [result] * 70
 
 
 def test_no_two_words_share_a_block() -> None:

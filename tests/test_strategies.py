@@ -11,7 +11,7 @@ import torch
 from cost_models.base import CostModel
 from pynas import STRATEGIES, FBNet, RandomSearch, Supernet
 from pynas.architecture import SPACES
-from pynas.budget import cost_range
+from pynas.budget import BudgetedPaths, cost_range
 from pynas.strategies import Problem, Strategy
 from pynas.supernet import cost_table
 from pynas.training.data import Data, open_data
@@ -78,7 +78,7 @@ def equal(a: Any, b: Any) -> bool:
 def test_learns_and_meets_the_budget(name: str, data: Data, model: CostModel, tmp_path: Path) -> None:
     strategy, given = make(name), problem(model)
     feed, run = start(strategy, data, given), folder(tmp_path)
-    train(strategy, feed, run, "search", Silent())
+    train(strategy, feed, run, "search", Silent(), "--resume")
     losses = [record.get("weight_loss", record["loss"]) for record in run.metrics("search")]
     assert len(losses) == strategy.epochs
     assert min(losses[1:]) < losses[0]
@@ -97,7 +97,7 @@ def test_resumes_bit_for_bit(name: str, stop_at: int, data: Data, model: CostMod
     """Interrupted in mid-epoch and resumed in fresh objects, a search ends as an unbroken one."""
     given = problem(model)
     whole = make(name)
-    train(whole, start(whole, data, given), folder(tmp_path), "search", Silent())
+    train(whole, start(whole, data, given), folder(tmp_path), "search", Silent(), "--resume")
 
     class Breaks(Silent):
         left = stop_at
@@ -111,11 +111,11 @@ def test_resumes_bit_for_bit(name: str, stop_at: int, data: Data, model: CostMod
 
     broken, run = make(name), folder(tmp_path)
     with pytest.raises(Interrupted, match="--resume"):
-        train(broken, start(broken, data, given), run, "search", Breaks())
+        train(broken, start(broken, data, given), run, "search", Breaks(), "--resume")
     again = make(name)
     feed = start(again, data, given)
     torch.manual_seed(99)
-    train(again, feed, run, "search", Silent())
+    train(again, feed, run, "search", Silent(), "--resume")
     assert equal(again.state_dict(), whole.state_dict())
     assert again.derive(feed) == whole.derive(start_feed(data, whole))
 
@@ -130,7 +130,7 @@ def test_same_seed_same_result(name: str, data: Data, model: CostModel, tmp_path
     for _ in range(2):
         strategy = make(name)
         feed = start(strategy, data, problem(model))
-        train(strategy, feed, folder(tmp_path), "search", Silent())
+        train(strategy, feed, folder(tmp_path), "search", Silent(), "--resume")
         states.append((strategy.state_dict(), [c.architecture for c in strategy.derive(feed)]))
     assert equal(*states)
 
@@ -221,7 +221,7 @@ def test_diverged_search_stops_with_step_and_lr(data: Data, model: CostModel, tm
     strategy = FBNet(**{**SHORT["fbnet"], "weight_lr": 1e30})
     feed, run = start(strategy, data, problem(model)), folder(tmp_path)
     with pytest.raises(Diverged, match=r"epoch 1, step \d+ at learning rate [\d.]+e\+\d+"):
-        train(strategy, feed, run, "search", Silent())
+        train(strategy, feed, run, "search", Silent(), "--resume")
     assert not run.checkpoint_path("search").exists()
 
 
@@ -231,7 +231,7 @@ def test_diverged_search_stops_with_step_and_lr(data: Data, model: CostModel, tm
         ({"epochs": 0}, "epochs >= 1"),
         ({"warmup_epochs": 90}, "warmup_epochs < epochs"),
         ({"theta_lr": -1.0}, "theta_lr must be a positive number"),
-        ({"tau_end": float("nan")}, "tau_end must be a positive number"),
+        ({"tau_end": float("nan")}, "tau_end of strategy fbnet must be a finite number"),
         ({"skip_dropout": 2.0}, "skip_dropout"),
     ],
 )
@@ -251,3 +251,113 @@ def test_gates_of_a_supernet_are_cleared(model: CostModel) -> None:
     net = Supernet(SPACES.get("fbnet_tiny")(**SPACE))
     with pytest.raises(RuntimeError, match="has no gates"):
         net.net(torch.randn(1, 3, 8, 8))
+
+
+class Stub(torch.nn.Module):
+    """Stands for a supernet whose logit of class 0 counts the layers that chose the good option."""
+
+    GOOD = 3
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, x: torch.Tensor, gates: Any) -> torch.Tensor:
+        chosen = sum(gate.values[..., self.GOOD] for gate in gates.values())
+        first = (self.gain * chosen).expand(len(x))
+        return torch.stack([first, torch.zeros_like(first)], 1)
+
+
+class OneClass:
+    """Images that all belong to class 0."""
+
+    steps_weights = steps_arch = 1
+
+    def arch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(16, 3, 8, 8), torch.zeros(16, dtype=torch.int64)
+
+
+SAMPLINGS = [
+    {"sampling": "soft"},
+    {"sampling": "soft", "draw": "image"},
+    {"sampling": "hard"},
+    {"sampling": "hard", "hard_gradient": "score"},
+    {"sampling": "hard", "hard_gradient": "score", "draw": "image"},
+]
+
+
+def on_stub(model: CostModel, gain: float, share: float = 0.5, **settings: Any) -> FBNet:
+    strategy = FBNet(**{**SHORT["fbnet"], "theta_lr": 0.1, "theta_decay": 0.0, "tau_start": 1.0, **settings})
+    strategy.prepare(problem(model, share))
+    strategy.net = Stub(gain)  # type: ignore[assignment]
+    return strategy
+
+
+@pytest.mark.parametrize("settings", SAMPLINGS, ids=str)
+def test_theta_learns_from_accuracy(settings: dict[str, Any], model: CostModel) -> None:
+    """With latency weightless (beta = 0), the option that lowers the cross-entropy must win in every layer."""
+    strategy = on_stub(model, gain=1.0, objective="paper", beta=0.0, alpha=1.0, **settings)
+    for step in range(200):
+        strategy.step(OneClass(), Progress(1, 1 + step))  # type: ignore[arg-type]
+    p = strategy.theta.probabilities().detach()
+    assert (p.argmax(1) == Stub.GOOD).all()
+    assert (p[:, Stub.GOOD] > 0.6).all()
+
+
+@pytest.mark.parametrize("settings", SAMPLINGS, ids=str)
+@pytest.mark.parametrize("share", [0.25, 0.6])
+def test_theta_is_steered_to_the_budget(share: float, settings: dict[str, Any], model: CostModel) -> None:
+    """With accuracy constant, the expected latency must come to the middle of the allowed window."""
+    strategy = on_stub(model, gain=0.0, share=share, objective="lagrange", **settings)
+    for step in range(300):
+        logged = strategy.step(OneClass(), Progress(1, 1 + step))  # type: ignore[arg-type]
+    budget = strategy.problem.budget
+    assert budget is not None
+    assert 0.9 * budget <= logged["expected_cost"] <= budget
+
+
+def test_score_gradient_equals_enumeration(model: CostModel) -> None:
+    """The mean REINFORCE gradient over many draws against the exact gradient over all 729 networks."""
+    strategy = on_stub(model, gain=1.0, objective="paper", **SAMPLINGS[4])
+    with torch.no_grad():
+        strategy.theta.logits.normal_()
+    theta, costs, fixed = strategy.theta, strategy.sampler.costs, strategy.table.fixed
+    paths = torch.cartesian_prod(*[torch.arange(9)] * 3)
+    log_p = theta.log_probabilities()[torch.arange(3), paths].sum(1)
+    counts = (paths == Stub.GOOD).sum(1).float()
+    cost = costs[torch.arange(3), paths].sum(1) + fixed
+    losses = torch.nn.functional.softplus(-counts)
+    rewards = torch.stack([strategy.target.loss(ce, c, c) for ce, c in zip(losses, cost, strict=True)])
+    exact = torch.autograd.grad((log_p.exp() * rewards).sum(), theta.logits)[0]
+    sample = strategy.sampler.hard(1.0, 1, draws=20000)
+    logits = strategy.net(torch.zeros(20000, 3, 8, 8), sample.gates)
+    drawn = torch.nn.functional.cross_entropy(logits, torch.zeros(20000, dtype=torch.int64), reduction="none")
+    mean = sample.hard_cost.mean() + fixed
+    surrogate = strategy._score_function(drawn, sample, mean, mean)
+    estimate = torch.autograd.grad(surrogate, theta.logits)[0]
+    assert torch.nn.functional.cosine_similarity(estimate.flatten(), exact.flatten(), dim=0) > 0.97
+    assert estimate.norm() == pytest.approx(float(exact.norm()), rel=0.15)
+
+
+def test_loose_budget_does_not_slow_networks_down(data: Data, model: CostModel) -> None:
+    strategy = FBNet(**SHORT["fbnet"])
+    start(strategy, data, problem(model, share=5.0))
+    logits = torch.ones(())
+    assert float(strategy.target.loss(logits, logits, logits * 100)) == 1.0
+    assert strategy.target.update(100.0)["multiplier"] == 0.0
+    with torch.no_grad():
+        strategy.theta.logits[:, 5] = 9.0
+    path = BudgetedPaths(
+        strategy.table, strategy.theta.log_probabilities().double().detach().numpy(), 1e6
+    ).most_likely()
+    assert path == [5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"sampling": "sfot"}, {"objective": "papr"}, {"draw": "imgae"}, {"samples": 2.5}, {"theta_lr": True}],
+    ids=str,
+)
+def test_words_and_numbers_are_checked(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        FBNet(**settings)

@@ -7,8 +7,8 @@ To add a kernel `stem`:
    because it is compiled once per instruction set; list it in CMakeLists.txt. What a GPU would share goes to
    `csrc/shared/`.
 2. `csrc/module.cpp`: the table in `Kernels`, and `bind_stem`, which takes sizes and addresses.
-3. `pynas/kernels/stem.py`: the reference in plain PyTorch; the hot path, an `autograd.Function` over
-   `native.KERNELS` (imported by name) that falls back to the reference; the operator, `torch.library.custom_op` with `register_fake` and
+3. `pynas/kernels/stem.py`: the reference in plain PyTorch; the hot path, an `autograd.Function` over `native.KERNELS`
+   (imported by name) that falls back to the reference; the operator, `torch.library.custom_op` with `register_fake` and
    `register_autograd`; samples; and one `Kernel` record that holds them.
 4. Its import line and its entry in `ALL` below. `tests/test_kernels.py` and `bench/bench_kernels.py` walk `ALL`: they
    test and time the new kernel from then on.

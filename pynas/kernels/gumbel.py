@@ -169,21 +169,20 @@ class _Gates(torch.autograd.Function):
     def forward(
         ctx: Any, theta: Tensor, mask: Tensor, cost: Tensor, tau: float, seed: int, step: int, index: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.inputs = theta, mask, cost
-        ctx.versions = theta._version + mask._version + cost._version  # none ever falls
-        ctx.call = tau, seed, step, len(index)
+        version = theta._version + mask._version + cost._version  # none of them ever falls
+        ctx.call = theta, mask, cost, version, (tau, seed, step, index.shape[0])
         ctx.set_materialize_grads(False)
         return _forward(theta, mask, cost, tau, seed, step, index)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        theta, mask, cost = ctx.inputs
-        if theta._version + mask._version + cost._version != ctx.versions:
+        theta, mask, cost, version, call = ctx.call
+        if theta._version + mask._version + cost._version != version:
             raise RuntimeError(
                 "theta, mask or cost was changed in place between gumbel_gates and backward(). "
                 "Call backward() first, or change a copy."
             )
-        theta_out, cost_out = _backward(theta, mask, cost, ctx.call, grads, ctx.needs_input_grad[2])
+        theta_out, cost_out = _backward(theta, mask, cost, call, grads, ctx.needs_input_grad[2])
         if torch.is_grad_enabled():  # the caller keeps a graph of this backward pass
             theta_out = _Last.apply(theta_out, theta, cost, *grads)
             cost_out = None if cost_out is None else _Last.apply(cost_out, theta, cost, *grads)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pynas.budget import BudgetedPaths, cost_range, to_architecture
+from pynas.fields import check_fields
 from pynas.objective import LagrangeObjective, Objective, PaperObjective
 from pynas.registry import STRATEGIES, SearchSpace
 from pynas.samplers import GumbelSampler, Sample, Theta
@@ -43,7 +44,8 @@ class FBNet(Strategy):
         theta_lr: Of theta's Adam.
         theta_decay: Weight decay of theta's Adam.
         tau_start: First temperature.
-        tau_end: Last temperature, reached geometrically; 5 exp(-0.045 * 80) is 80 epochs of a factor exp(-0.045).
+        tau_end: Temperature that the geometric fall reaches after the last epoch; 5 exp(-0.045 * 80) is a factor of
+            exp(-0.045) in each of the 80 epochs that train theta (with anneal_from="start", 5 exp(-0.045 * 90) is).
         anneal_from: Whether tau falls from the first epoch or only while theta is trained; the paper does not say.
         sampling: "soft" runs all options, weighted by the mask (the trainable relaxation). "hard" computes one option a
             layer (the stochastic supernet itself).
@@ -90,13 +92,14 @@ class FBNet(Strategy):
     COST: ClassVar[str] = "216 GPU-hours in the paper (8 GPUs, 27 hours, 100 classes of ImageNet)"
 
     def __post_init__(self) -> None:
+        check_fields(self, "strategy fbnet")
         if self.epochs < 1 or self.batch_size < 2 or not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(
                 f"fbnet needs epochs >= 1, batch_size >= 2 and 0 <= warmup_epochs < epochs, not {self.epochs}, "
-                f"{self.batch_size} and {self.warmup_epochs}."
+                f"{self.batch_size} and {self.warmup_epochs}; for a short search set warmup_epochs too."
             )
         for name in ("weight_lr", "theta_lr", "tau_start", "tau_end", "alpha", "multiplier_rate"):
-            if not getattr(self, name) > 0 or not math.isfinite(getattr(self, name)):
+            if not getattr(self, name) > 0:
                 raise ValueError(f"fbnet's {name} must be a positive number, not {getattr(self, name)!r}.")
         for name in ("weight_decay", "theta_decay", "beta", "entropy_weight", "samples"):
             if not getattr(self, name) >= 0:
@@ -118,7 +121,7 @@ class FBNet(Strategy):
         self.weight_optimizer = torch.optim.SGD(self.net.parameters(), self.weight_lr, momentum, weight_decay=decay)
         self.theta_optimizer = torch.optim.Adam([self.theta.logits], self.theta_lr, weight_decay=self.theta_decay)
         self.draws = 0  # number of Gumbel draws so far: the step of the counter-based generator
-        self.baseline = 0.0
+        self.baseline: float | None = None
         self.history: list[Tensor] = []
         self._skips = [
             choice.options.index("skip") if "skip" in choice.options else None for choice in self.net.choices
@@ -131,6 +134,8 @@ class FBNet(Strategy):
             return PaperObjective(self.alpha, self.beta, 1000.0 if table.unit == "ms" else 1.0, cost_range(table).low)
         if budget is None:
             raise ValueError("objective='lagrange' steers to a budget: give latency_ms, or use objective='paper'.")
+        if budget >= cost_range(table).high:  # no network can violate it, so there is nothing to steer
+            return LagrangeObjective(budget, rate=0.0, damping=0.0)
         return LagrangeObjective(budget * (1 - self.problem.slack / 2), self.multiplier_rate)
 
     def tau(self, epoch: int) -> float:
@@ -204,9 +209,10 @@ class FBNet(Strategy):
         reward = torch.stack(
             [self.target.loss(ce, cost, fixed_expected) for ce, cost in zip(per_draw, costs, strict=True)]
         )
-        advantage = reward - self.baseline
         mean = float(reward.mean())
-        self.baseline = mean if self.baseline == 0.0 else 0.9 * self.baseline + 0.1 * mean
+        before = mean if self.baseline is None else self.baseline
+        advantage = reward - before
+        self.baseline = 0.9 * before + 0.1 * mean
         log_prob = sample.log_prob.sum(-1)
         constant = losses.detach().mean()
         return (advantage * log_prob).mean() + self.target.loss(constant, drawn.detach(), expected)
@@ -261,7 +267,8 @@ class FBNet(Strategy):
     def derive(self, feed: Feed) -> list[Candidate]:
         """The most probable network and samples from theta, all within the budget, ranked by their accuracy.
 
-        Accuracy is that of inherited weights after batch-norm recalibration, on the images held out for theta.
+        Accuracy is that of inherited weights after batch-norm recalibration, on the images held out for theta. The
+        paper trains several samples from scratch and keeps the best; `pynas.retrain(run, net=...)` trains others too.
         """
         log_p = self.theta.log_probabilities().detach().double().numpy()
         budget = self.problem.budget

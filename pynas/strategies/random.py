@@ -11,6 +11,7 @@ import torch
 
 from pynas.architecture import Architecture
 from pynas.budget import BudgetedPaths, cost_range, to_architecture
+from pynas.fields import check_fields
 from pynas.registry import STRATEGIES, SearchSpace
 from pynas.strategies.base import Candidate, Problem, Strategy
 from pynas.supernet import CostTable, mean_macs
@@ -64,6 +65,7 @@ class RandomSearch(Strategy):
     COST: ClassVar[str] = "as many passes over the images as FBNet's paper preset, each of one path only"
 
     def __post_init__(self) -> None:
+        check_fields(self, "strategy random")
         if self.candidates < 1 or self.epochs < self.candidates or self.epochs % self.candidates:
             raise ValueError(
                 f"random needs epochs in a multiple of candidates, not {self.epochs} for {self.candidates}. Try epochs="

@@ -62,7 +62,7 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C came, and the state is saved."""
 
 
-def train(task: Task, feed: Feed, run: RunFolder, stage: str, bar: Bar) -> None:
+def train(task: Task, feed: Feed, run: RunFolder, stage: str, bar: Bar, go_on: str) -> None:
     """Runs a task to its end, from wherever the run folder's checkpoint of this stage left it.
 
     A checkpoint is written after every epoch and on Ctrl-C. All randomness is a function of the seed and the position,
@@ -74,6 +74,7 @@ def train(task: Task, feed: Feed, run: RunFolder, stage: str, bar: Bar) -> None:
         run: Where logs and checkpoints go.
         stage: Name of the checkpoint: "search", "retrain", ...
         bar: Told about every step.
+        go_on: What to type after Ctrl-C.
 
     Raises:
         Diverged: If the loss is not finite; the message names step and learning rate, the last checkpoint stays.
@@ -86,9 +87,8 @@ def train(task: Task, feed: Feed, run: RunFolder, stage: str, bar: Bar) -> None:
         task.load_state_dict(start["task"])
         feed.load_state_dict(start["feed"])
         first_epoch, first_step, totals = start["epoch"], start["step"], start["totals"]
-        for epoch in range(first_epoch):
-            for _ in range(task.steps(feed, epoch)):
-                bar.advance("resumed")
+        for _ in range(sum(task.steps(feed, epoch) for epoch in range(first_epoch)) + first_step):
+            bar.advance("resumed")
 
     def save(epoch: int, step: int) -> None:
         state = {"task": task.state_dict(), "feed": feed.state_dict(), "epoch": epoch, "step": step, "totals": totals}
@@ -104,14 +104,16 @@ def train(task: Task, feed: Feed, run: RunFolder, stage: str, bar: Bar) -> None:
                 for name, value in metrics.items():
                     totals.setdefault(name, []).append(value)
                 bar.advance(f"epoch {epoch + 1}/{task.epochs}  loss {metrics['loss']:.3f}")
-                if interrupted.is_set() and not (epoch == task.epochs - 1 and step == steps - 1):
+                if interrupted.is_set() and step < steps - 1:
                     save(epoch, step + 1)
-                    raise Interrupted(f"Stopped. Go on with: pynas search --resume {run.path}")
+                    raise Interrupted(f"Stopped. Go on with: {go_on}")
             means = {name: math.fsum(values) / len(values) for name, values in totals.items()}
             record = means | task.end_epoch(epoch) | {"seconds": round(time.monotonic() - began, 2)}
             totals, first_step = {}, 0
             run.log(stage, epoch, record)
             save(epoch + 1, 0)
+            if interrupted.is_set():
+                raise Interrupted(f"Stopped. Go on with: {go_on}")
 
 
 def _check_finite(metrics: dict[str, float], stage: str, epoch: int, step: int, run: RunFolder) -> None:

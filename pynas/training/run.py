@@ -50,6 +50,7 @@ class RunFolder:
             OSError: If the folder cannot be made or written.
         """
         parent = Path(out)
+        settings = yaml.safe_dump(dict(config), sort_keys=False)
         try:
             parent.mkdir(parents=True, exist_ok=True)
             path = _next_folder(parent)
@@ -58,7 +59,7 @@ class RunFolder:
             reason = error.strerror or str(error)
             raise OSError(f"Cannot write runs to {parent}: {reason}. Choose another folder with --out.") from None
         run = RunFolder(path)
-        write_atomic(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+        write_atomic(path / "config.yaml", settings)
         run.write_json("env.json", environment())
         return run
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
+from pynas.fields import check_fields
 from pynas.training.feed import Feed
 from pynas.training.loop import Progress
 from pynas.training.optim import Amp, autocast, cosine, fast_layout, set_lr
@@ -45,14 +47,36 @@ class Recipe:
     clip: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 2:
+        check_fields(self, "the recipe")
+        if self.epochs < 1 or self.batch_size < 2 or not self.lr > 0:
             raise ValueError(
-                f"Training needs epochs >= 1 and batch_size >= 2, not {self.epochs} and {self.batch_size}."
+                f"Training needs epochs >= 1, batch_size >= 2 and lr > 0, not {self.epochs}, {self.batch_size} and "
+                f"{self.lr}."
             )
-        if not self.lr > 0:
-            raise ValueError(f"The learning rate must be positive, not {self.lr}.")
-        if not (0 <= self.label_smoothing < 1 and 0 <= self.ema_decay < 1):
-            raise ValueError("label_smoothing and ema_decay must lie in [0, 1).")
+        for name in ("momentum", "label_smoothing", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} of the recipe must lie in [0, 1), not {getattr(self, name)}.")
+        for name in ("warmup_epochs", "weight_decay", "clip"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} of the recipe must not be negative, but is {getattr(self, name)}.")
+
+
+def moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """In-place moving average for AveragedModel, of decay min(decay, (1 + n) / (10 + n)) after n updates.
+
+    With a constant decay, a short training would return little more than its random start.
+    """
+
+    def update(average: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
+        count = int(updates)
+        weight = 1 - min(decay, (1 + count) / (10 + count))
+        for kept, new in zip(average, current, strict=True):
+            if kept.is_floating_point():
+                kept.lerp_(new, weight)
+            else:
+                kept.copy_(new)
+
+    return update
 
 
 class Training:
@@ -75,8 +99,8 @@ class Training:
         self.optimizer = torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=recipe.momentum > 0)
         self.average: AveragedModel | None = None
         if recipe.ema_decay:
-            ema = get_ema_multi_avg_fn(recipe.ema_decay)
-            self.average = AveragedModel(net, multi_avg_fn=ema, use_buffers=True)
+            average = moving_average(recipe.ema_decay)
+            self.average = AveragedModel(net, multi_avg_fn=average, use_buffers=True)
 
     def steps(self, feed: Feed, epoch: int) -> int:
         return feed.steps_weights

@@ -1,0 +1,95 @@
+"""Training a single network: averaging of weights, recipes, and what the front door does with both."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tables import write_table
+from test_search import QUICK, SPACE
+
+import pynas
+from pynas import Recipe, Run
+from pynas.training.train import moving_average
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    device = write_table("board", options={**SPACE, "classes": 10})
+    return pynas.search(device=device, out=str(tmp_path / "runs"), **{**QUICK, "retrain": False})
+
+
+def test_average_forgets_its_start() -> None:
+    average, update = [torch.full((3,), 100.0), torch.tensor(7)], moving_average(0.99)
+    for count in range(1, 61):
+        update(average, [torch.ones(3), torch.tensor(count)], count)
+    assert average[0].tolist() == pytest.approx([1.0] * 3, abs=0.01)
+    assert int(average[1]) == 60
+
+
+def test_average_of_a_long_training_is_the_plain_one() -> None:
+    average = [torch.zeros(1)]
+    moving_average(0.9)(average, [torch.ones(1)], 10_000)
+    assert average[0].item() == pytest.approx(0.1)
+
+
+def test_short_training_with_averaging_learns(run: Run) -> None:
+    """Some sixty steps: with the default averaging as good as without, up to noise, and far above chance."""
+    results = [
+        pynas.retrain(run, recipe=Recipe(epochs=12, batch_size=48, ema_decay=decay), quiet=True).accuracy
+        for decay in (0.99, 0.0)
+    ]
+    assert min(results) > 0.5
+    assert results[0] > results[1] - 0.1
+
+
+def test_another_recipe_is_another_training(run: Run) -> None:
+    first = pynas.retrain(run, recipe=Recipe(epochs=1, batch_size=48), quiet=True)
+    same = pynas.retrain(run, recipe=Recipe(epochs=1, batch_size=48), quiet=True)
+    other = pynas.retrain(run, recipe=Recipe(epochs=1, batch_size=48, lr=0.01, ema_decay=0.0), quiet=True)
+    weights = [next(iter(trained.model.parameters())) for trained in (first, same, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_export_of_what_was_trained(run: Run, tmp_path: Path) -> None:
+    """Not of what the run's folder holds by now."""
+    first = pynas.retrain(run, epochs=1, seed=0, quiet=True)
+    pynas.retrain(run, epochs=1, seed=1, quiet=True)
+    pynas.export(first, str(tmp_path / "first.pt2"), quiet=True)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.inference_mode():
+        exported = torch.export.load(tmp_path / "first.pt2").module()(x)
+        torch.testing.assert_close(exported, first.model(x), atol=1e-4, rtol=1e-4)
+
+
+def test_retrain_refuses_other_options(run: Run, tmp_path: Path) -> None:
+    other = dataclasses.replace(run.best, options={**run.best.options, "classes": 2, "head_channels": 64})
+    with pytest.raises(ValueError, match="classes, head_channels"):
+        pynas.retrain(run, net=str(other.save(tmp_path / "other.json")), quiet=True)
+
+
+def test_paths_are_as_good_as_strings(run: Run) -> None:
+    pynas.retrain(run.folder, epochs=1, quiet=True)
+    assert pynas.evaluate(run.folder, quiet=True) == pynas.evaluate(str(run.folder), quiet=True)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"momentum": -1.0}, {"clip": -3.0}, {"weight_decay": -1.0}, {"epochs": 2.5}, {"lr": float("nan")}],
+    ids=str,
+)
+def test_recipes_are_checked(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        Recipe(**settings)
+
+
+def test_finished_run_is_shown_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    device = write_table("board", options={**SPACE, "classes": 10})
+    done = pynas.search(device=device, out=str(tmp_path), **{**QUICK, "baseline": 0})
+    again = pynas.search(resume=str(done.folder))
+    assert again.figures == done.figures
+    assert "test accuracy" in capsys.readouterr().out
