@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from jsonargparse import ArgumentError, auto_cli
 
 import cost_models
@@ -96,30 +99,39 @@ def _misuse(text: str, given: list[str]) -> str:
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}."
-    return str(error)
+    lines = str(error).splitlines()
+    # A class that refuses its values is quoted by the parser as one of several attempts; its own words say it best.
+    own = [line.strip()[2:] for line in lines if line.strip().startswith("- ") and "- Expected a" not in line]
+    return own[0] if len(lines) > 1 and own else " ".join(lines)
 
 
 def _named_strategy(args: list[str]) -> list[str]:
     """Lets `--strategy NAME --strategy.field value` use registry names and presets, where the parser wants a class."""
-    flat = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--") else [arg])]
-    if not any(arg.startswith("--strategy.") and arg != "--strategy.help" for arg in flat):
+    changed = [arg.removeprefix("--strategy.").split("=")[0] for arg in args if arg.startswith("--strategy.")]
+    if not changed or "help" in changed:
         return args
-    name = flat[flat.index("--strategy") + 1] if "--strategy" in flat else "fbnet"
-    preset = flat[flat.index("--preset") + 1] if "--preset" in flat else "quick"
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for flag in ("--strategy", "--preset", "--config", "--epochs", "--batch_size"):
+        parser.add_argument(flag)
+    try:
+        asked, rest = parser.parse_known_args(args)
+    except argparse.ArgumentError:
+        return args  # a flag without its value; the real parser says so
+    name = asked.strategy or _strategy_of(asked.config) or "fbnet"
     if name not in STRATEGIES:
         return args
     cls = STRATEGIES.get(name)
-    rest: list[str] = []
-    skip = False
-    for arg in args:
-        if skip or arg in ("--strategy", "--preset"):
-            skip = not skip
-        elif not arg.startswith(("--strategy=", "--preset=")):
-            rest.append(arg)
-    named = [arg.removeprefix("--strategy.") for arg in flat if arg.startswith("--strategy.")]
-    fields = cls.preset_values(preset, named)
-    filled = [f"--strategy.{field}={value}" for field, value in fields.items()]
-    filled += [
-        f"--strategy.{key}={flat[flat.index(f'--{key}') + 1]}" for key in ("epochs", "batch_size") if f"--{key}" in flat
-    ]
-    return [rest[0], f"--strategy={cls.__module__}.{cls.__qualname__}", *filled, *rest[1:]]
+    values = dict(cls.preset_values(asked.preset or "quick", changed))
+    values |= {key: vars(asked)[key] for key in ("epochs", "batch_size") if vars(asked)[key] is not None}
+    config = [f"--config={asked.config}"] if asked.config else []
+    filled = [f"--strategy.{field}={value}" for field, value in values.items()]
+    return [rest[0], *config, f"--strategy={cls.__module__}.{cls.__qualname__}", *filled, *rest[1:]]
+
+
+def _strategy_of(config: str | None) -> str | None:
+    """The strategy that a configuration file names; "described" for one that it gives in full, which stays as it is."""
+    if config is None or not Path(config).is_file():
+        return None
+    content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    strategy = content.get("strategy") if isinstance(content, dict) else None
+    return strategy if isinstance(strategy, str) or strategy is None else "described"

@@ -53,6 +53,24 @@ def test_config_file_round_trip(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert config_of(capsys, "--config", str(path)) == config
 
 
+def test_epochs_shape_a_strategy_with_other_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--strategy", "random", "--strategy.candidates", "8", "--epochs", "16"]
+    strategy = config_of(capsys, *flags)["strategy"]
+    assert isinstance(strategy, dict)
+    assert (strategy["init_args"]["candidates"], strategy["init_args"]["epochs"]) == (8, 16)
+
+
+@pytest.mark.parametrize("described", [False, True])
+def test_flags_go_on_top_of_a_config_file(described: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = config_of(capsys, *(["--strategy.beta", "0.7"] if described else []))
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config))
+    strategy = config_of(capsys, "--config", str(path), "--strategy.theta_lr", "0.5")["strategy"]
+    assert isinstance(strategy, dict)
+    assert strategy["init_args"]["theta_lr"] == 0.5
+    assert strategy["init_args"]["beta"] == (0.7 if described else 0.6)
+
+
 @pytest.mark.parametrize(
     ("args", "status", "says"),
     [
@@ -65,6 +83,11 @@ def test_config_file_round_trip(capsys: pytest.CaptureFixture[str], tmp_path: Pa
             2,
             "--latency_ms cannot be 'fast'; expected float or 'auto' or null. See: pynas search --help",
         ),
+        (["search", "--strategy.skip_dropout", "1.5"], 1, "skip_dropout in [0, 1]"),
+        (["search", "--recipe.epochs", "0"], 1, "epochs >= 1"),
+        (["search", "--recipe.momentum", "-1"], 1, "momentum of the recipe must lie in [0, 1)"),
+        (["search", "--strategy.beta", "1", "--strategy"], 2, "--strategy"),
+        (["search", "--config", "nowhere.yaml"], 2, "nowhere.yaml"),
         (["search", "--sedd", "1"], 2, "--sedd"),
         (["search", "--recipe.epochs", "many"], 2, "--recipe.epochs cannot be 'many'; expected int"),
         (["serch"], 2, "search"),
