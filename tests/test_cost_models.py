@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -161,9 +160,7 @@ def test_larger_ops_cost_no_less(make: Callable[[], CostModel], change: dict[str
 
 def test_importing_the_package_imports_no_torch() -> None:
     code = "import sys, cost_models; print([m for m in ('torch', 'scipy', 'pynas') if m in sys.modules])"
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent
-    )
+    run = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
 

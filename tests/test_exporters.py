@@ -269,7 +269,7 @@ def test_format_overrules_a_strange_suffix(tmp_path: Path) -> None:
 
 def test_importing_is_cheap() -> None:
     code = "import sys, pynas.export; print(*{'onnx', 'onnxscript', 'onnxruntime', 'torch._dynamo'} & set(sys.modules))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == ""
 
 

@@ -144,7 +144,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def launch(home: Path, out: Path, resume: str = "") -> subprocess.Popen[str]:
     path = os.pathsep.join([str(Path(__file__).resolve().parent), *[entry for entry in sys.path if entry]])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "XDG_DATA_HOME": str(home)}
-    command = [sys.executable, "-c", COMMAND, str(out), "board", resume]
+    command = [sys.executable, "-P", "-c", COMMAND, str(out), "board", resume]
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
