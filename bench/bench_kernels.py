@@ -28,7 +28,8 @@ from pynas import kernels
 from pynas.kernels.kernel import Kernel
 
 LAYERS, OPTIONS, TAU = 22, 9, 5.0  # FBNet's space
-PATHS, ROUNDS = 1_000_000, 100_000
+SHORT = os.environ.get("PYNAS_BENCH_SHORT") == "1"  # small sizes, few rounds: shows that it runs, not how fast
+PATHS, ROUNDS = (20_000, 2_000) if SHORT else (1_000_000, 100_000)
 
 Call = Callable[[], object]
 
@@ -110,7 +111,7 @@ def calls_of(kernel: Kernel) -> dict[str, Call]:
     return {"fused": step(kernel.function, args), "reference": step(kernel.reference, args)} | rivals
 
 
-def interleave(calls: dict[str, Call], rounds: int = 9, slice_s: float = 0.05) -> dict[str, float]:
+def interleave(calls: dict[str, Call], rounds: int = 2 if SHORT else 9, slice_s: float = 0.05) -> dict[str, float]:
     """Median CPU seconds per call; each call gets about `slice_s` in every round."""
     repeats = {}
     for name, call in calls.items():
@@ -156,7 +157,7 @@ def test_speed(benchmark: Any, kernel: Kernel, impl: str) -> None:
         ratios = {name: seconds / medians["fused"] for name, seconds in medians.items()}
         benchmark.extra_info.update({"machine": machine(), "times_fused": ratios})
         print(f"\n{report(kernel, medians)}")
-    benchmark.pedantic(calls[impl], rounds=5, iterations=1, warmup_rounds=1)
+    benchmark.pedantic(calls[impl], rounds=1 if SHORT else 5, iterations=1, warmup_rounds=1)
 
 
 def main() -> None:

@@ -92,21 +92,21 @@ def random_nets(images: Path, out: Path) -> list[Architecture]:
 
 
 def table(out: Path) -> None:
-    """Prints all accuracies, best first."""
-    records = [(path.stem, json.loads(path.read_text())) for path in sorted(out.glob("*-seed*.json"))]
-    for name, record in sorted(records, key=lambda pair: -pair[1]["accuracy"]):
+    """Prints every net's accuracy by seed, best mean first, and how the found one stands."""
+    records: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(out.glob("*-seed*.json")):
+        records.setdefault(path.stem.rpartition("-seed")[0], []).append(json.loads(path.read_text()))
+    means = {name: statistics.fmean(r["accuracy"] for r in trained) for name, trained in records.items()}
+    for name in sorted(means, key=lambda name: -means[name]):
+        first = records[name][0]
+        seeds = "  ".join(f"seed {r['seed']}: {r['accuracy']:.2%}" for r in records[name])
+        print(f"{name:9} {seeds}  {first['predicted_ms']:.3f} ms  {first['macs']:,} MACs  {first['net']}")
+    chance = [mean for name, mean in means.items() if name.startswith("random")]
+    if len(chance) > 1 and "found" in means:
+        beaten = sum(mean < means["found"] for mean in chance)
         print(
-            f"{name:16} {record['accuracy']:.2%} of {record['images']}  predicted {record['predicted_ms']:.3f} ms  "
-            f"MACs {record['macs']:,}  params {record['params']:,}  {record['net']}"
-        )
-    chance = [record["accuracy"] for name, record in records if name.startswith("random")]
-    found = [record["accuracy"] for name, record in records if name.startswith("found")]
-    if len(chance) > 1 and found:
-        mean, deviation = statistics.fmean(chance), statistics.stdev(chance)
-        beaten = sum(accuracy < statistics.fmean(found) for accuracy in chance)
-        print(
-            f"found {statistics.fmean(found):.2%}; {len(chance)} random nets: mean {mean:.2%}, standard deviation "
-            f"{deviation:.2%}, best {max(chance):.2%}; found beats {beaten} of them"
+            f"found {means['found']:.2%}; {len(chance)} random nets: mean {statistics.fmean(chance):.2%}, "
+            f"standard deviation {statistics.stdev(chance):.2%}, best {max(chance):.2%}; found beats {beaten} of them"
         )
 
 

@@ -303,6 +303,7 @@ def _figures(
         "params": counts.params,
         "macs": counts.macs,
         "budget_ms": plan.budget,
+        "slack": plan.config["slack"],
         "predicted_ms": best.cost,
         "device": plan.device.describe(),
         "sources": dict(plan.table.sources),

@@ -85,7 +85,11 @@ def _collapse(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _budget(figures: Mapping[str, Any]) -> str:
     if figures["budget_ms"] is None:
         return ""
-    return f" ({figures['predicted_ms'] / figures['budget_ms']:.0%} of the budget {figures['budget_ms']:g} ms)"
+    share = figures["predicted_ms"] / figures["budget_ms"]
+    text = f"{share:.0%} of the budget {figures['budget_ms']:g} ms"
+    if share < 1 - figures["slack"]:
+        text += "; no network of the space lies between, or the budget does not bind"
+    return f" ({text})"
 
 
 def _measured(figures: Mapping[str, Any]) -> str:
