@@ -42,8 +42,7 @@ def show_plan(plan: Plan, show: Show) -> None:
 
 
 def show_result(run: Run, show: Show) -> None:
-    """The closing table: best net, accuracy, MACs, predicted and measured latency, random baseline, where things
-    are."""
+    """The closing table: best net, accuracy, MACs, predicted and measured latency, random baseline, places."""
     best, figures = run.candidates[0], run.figures
     if not figures:
         show.line(f"best: {best.architecture}, predicted {best.cost:.3g} ms; train it with: pynas retrain {run.folder}")
