@@ -10,11 +10,13 @@ machine too. Timings are for people to read: none of them fails a test.
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 import platform
 import sys
 import time
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,13 +42,14 @@ def step(function: Callable[..., Any], args: tuple[Any, ...]) -> Call:
     if not leaves:
         return lambda: function(*args)
     torch.manual_seed(0)
-    weights = [torch.randn_like(t) for t in function(*args) if t.is_floating_point()]
+    outputs = function(*args)
+    kept = itemgetter(*(i for i, output in enumerate(outputs) if output.is_floating_point()))
+    weights = [torch.randn_like(output) for output in kept(outputs)]
 
     def run() -> None:
         for leaf in leaves:
             leaf.grad = None
-        outputs = [t for t in function(*args) if t.is_floating_point()]
-        torch.autograd.backward(outputs, weights)
+        torch.autograd.backward(kept(function(*args)), weights)
 
     return run
 
@@ -111,8 +114,8 @@ def calls_of(kernel: Kernel) -> dict[str, Call]:
     return {"fused": step(kernel.function, args), "reference": step(kernel.reference, args)} | rivals
 
 
-def interleave(calls: dict[str, Call], rounds: int = 2 if SHORT else 9, slice_s: float = 0.05) -> dict[str, float]:
-    """Median CPU seconds per call; each call gets about `slice_s` in every round."""
+def interleave(calls: dict[str, Call], rounds: int = 2 if SHORT else 45, slice_s: float = 0.01) -> dict[str, float]:
+    """Median CPU seconds per call, without the garbage collector; each call gets about `slice_s` in every round."""
     repeats = {}
     for name, call in calls.items():
         call()
@@ -120,12 +123,16 @@ def interleave(calls: dict[str, Call], rounds: int = 2 if SHORT else 9, slice_s:
         call()
         repeats[name] = max(1, int(slice_s / max(time.process_time() - start, 1e-6)))
     times: dict[str, list[float]] = {name: [] for name in calls}
+    gc.disable()
     for _ in range(rounds):
         for name, call in calls.items():
+            call()  # brings its code and data back into the caches
             start = time.process_time()
             for _ in range(repeats[name]):
                 call()
             times[name].append((time.process_time() - start) / repeats[name])
+        gc.collect()
+    gc.enable()
     return {name: median(values) for name, values in times.items()}
 
 

@@ -7,6 +7,8 @@
 
 #include <optional>
 #include <string>
+#include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/elementwise.h"
@@ -64,6 +66,47 @@ void bind_elementwise(py::class_<Kernels>& kernels) {
       .def("philox", map_philox);
 }
 
+void read(PyObject* from, int64_t& to) { to = PyLong_AsLongLong(from); }
+void read(PyObject* from, uint64_t& to) { to = PyLong_AsUnsignedLongLong(from); }
+void read(PyObject* from, double& to) { to = PyFloat_AsDouble(from); }
+
+// A method of Kernels whose arguments are numbers, read without pybind11: it takes longer over a
+// dozen of them than a kernel of one step takes to run.
+template <auto Function>
+struct FastMethod;
+
+template <typename Result, typename... Args, Result (*Function)(const Kernels&, Args...)>
+struct FastMethod<Function> {
+  // `name` must outlive the class.
+  static void add(py::class_<Kernels>& kernels, const char* name) {
+    static PyMethodDef definition;
+    definition = {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)),
+                  METH_FASTCALL, nullptr};
+    auto* type = reinterpret_cast<PyTypeObject*>(kernels.ptr());
+    py::setattr(kernels, name,
+                py::reinterpret_steal<py::object>(PyDescr_NewMethod(type, &definition)));
+  }
+
+ private:
+  static PyObject* call(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+    constexpr auto kCount = static_cast<Py_ssize_t>(sizeof...(Args));
+    if (count != kCount) {
+      return PyErr_Format(PyExc_TypeError, "takes %zd arguments, got %zd", kCount, count);
+    }
+    std::tuple<Args...> numbers;
+    std::apply([&](auto&... number) { (read(*args++, number), ...); }, numbers);
+    if (PyErr_Occurred()) return nullptr;
+    const auto& kernels = py::cast<const Kernels&>(py::handle(self));
+    const auto run = [&](auto... number) { return Function(kernels, number...); };
+    if constexpr (std::is_void_v<Result>) {
+      std::apply(run, numbers);
+      Py_RETURN_NONE;
+    } else {
+      return PyBool_FromLong(std::apply(run, numbers));
+    }
+  }
+};
+
 // Arguments in the order of pynas/kernels/gumbel.py. A zero address stands for an absent array.
 template <typename T, GumbelFunctions<T> GumbelTable::* Functions>
 bool gumbel_forward(const Kernels& kernels, int64_t draws, int64_t layers, int64_t options,
@@ -91,10 +134,10 @@ void gumbel_backward(const Kernels& kernels, int64_t draws, int64_t layers, int6
 }
 
 void bind_gumbel(py::class_<Kernels>& kernels) {
-  kernels.def("gumbel_forward_f32", gumbel_forward<float, &GumbelTable::f32>)
-      .def("gumbel_forward_f64", gumbel_forward<double, &GumbelTable::f64>)
-      .def("gumbel_backward_f32", gumbel_backward<float, &GumbelTable::f32>)
-      .def("gumbel_backward_f64", gumbel_backward<double, &GumbelTable::f64>);
+  FastMethod<gumbel_forward<float, &GumbelTable::f32>>::add(kernels, "gumbel_forward_f32");
+  FastMethod<gumbel_forward<double, &GumbelTable::f64>>::add(kernels, "gumbel_forward_f64");
+  FastMethod<gumbel_backward<float, &GumbelTable::f32>>::add(kernels, "gumbel_backward_f32");
+  FastMethod<gumbel_backward<double, &GumbelTable::f64>>::add(kernels, "gumbel_backward_f64");
 }
 
 void sample_paths(const Kernels& kernels, int64_t paths, int64_t layers, int64_t cuts,

@@ -46,9 +46,9 @@ struct Run {
   const T* theta;
   const T* cost;
   const uint8_t* mask;
-  T weight[kScratch];                                 // exp(theta - top), 0 where masked
-  T top[kScratch], sum[kScratch], log_sum[kScratch];  // greatest theta; sum of weight, and its log
-  uint32_t group[kMostOptions], item[kMostOptions];   // places of the Philox blocks
+  T weight[kScratch];                                // exp(theta - top), 0 where masked
+  T top[kScratch], sum[kScratch];                    // greatest theta; sum of weight
+  uint32_t group[kMostOptions], item[kMostOptions];  // places of the Philox blocks
   // The noise of layer first + 4 * g + i, option k lies at noise[i][g * options + k].
   float noise[kLayersPerBlock][kMostOptions];
 };
@@ -71,7 +71,6 @@ void weigh(Run<T>& run, int64_t options) {
     for (int64_t k = 0; k < options; ++k) sum += run.weight[row * options + k];
     run.sum[row] = sum;
   }
-  for (int64_t row = 0; row < run.count; ++row) run.log_sum[row] = logarithm(run.sum[row]);
 }
 
 // Moves to the run that starts at layer `first`; false behind the last layer.
@@ -155,14 +154,16 @@ bool forward(const GumbelInputs<T>& in, const GumbelOutputs<T>& out) {
   }
   for (int64_t d = 0; d < in.draws; ++d) out.cost[d] = 0;
   Run<T> run;
+  T log_sum[kScratch];
   for (int64_t first = 0; start(in, first, true, run); first += run.count) {
+    for (int64_t row = 0; row < run.count; ++row) log_sum[row] = logarithm(run.sum[row]);
     for (int64_t d = 0; d < in.draws; ++d) {
       const int64_t layer = d * in.layers + first;
       T* soft = out.soft + layer * in.options;
       draw_gates(in, d, run, soft, out.index + layer);
       for (int64_t row = 0; row < run.count; ++row) {
         const T chosen = run.theta[row * in.options + out.index[layer + row]];
-        out.log_prob[layer + row] = (chosen - run.top[row]) - run.log_sum[row];
+        out.log_prob[layer + row] = (chosen - run.top[row]) - log_sum[row];
         out.cost[d] += expected_cost(run, row, in.options, soft);
       }
     }

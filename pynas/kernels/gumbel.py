@@ -14,6 +14,8 @@ from pynas.kernels.native import KERNELS
 MOST_OPTIONS = 256  # kMostOptions of csrc/cpu/gumbel.h; a test compares them
 _TAUS = (1e-30, 1e30)  # beyond, float32 divides by 0 or infinity
 
+_Call = tuple[Tensor, float, int, int, Tensor]  # mask, tau, seed, step, index
+
 
 class GumbelGates(NamedTuple):
     """What `gumbel_gates` returns for D draws, L layers and O options.
@@ -114,18 +116,30 @@ def _check_values(theta: Tensor, mask: Tensor, cost: Tensor) -> None:
 
 
 def _forward(
-    theta: Tensor, mask: Tensor, cost: Tensor, tau: float, seed: int, step: int, index: Tensor
+    theta: Tensor, cost: Tensor, mask: Tensor, tau: float, seed: int, step: int, index: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Calls the kernel on checked, dense CPU tensors. Fills index; returns soft, log_prob and the expected cost."""
     draws, layers = index.shape
-    options = theta.shape[1]
-    soft = theta.new_empty(draws, layers, options)
-    log_prob = theta.new_empty(draws, layers)
-    expected = theta.new_empty(draws)
-    forward = KERNELS.gumbel_forward_f32 if theta.dtype is torch.float32 else KERNELS.gumbel_forward_f64
-    inputs = theta.data_ptr(), mask.data_ptr(), cost.data_ptr(), tau, seed, step
-    outputs = soft.data_ptr(), index.data_ptr(), log_prob.data_ptr(), expected.data_ptr()
-    if not forward(draws, layers, options, *inputs, *outputs):
+    options, dtype = theta.shape[1], theta.dtype
+    soft = torch.empty(draws, layers, options, dtype=dtype)
+    log_prob = torch.empty(draws, layers, dtype=dtype)
+    expected = torch.empty(draws, dtype=dtype)
+    forward = KERNELS.gumbel_forward_f32 if dtype is torch.float32 else KERNELS.gumbel_forward_f64
+    if not forward(
+        draws,
+        layers,
+        options,
+        theta.data_ptr(),
+        mask.data_ptr(),
+        cost.data_ptr(),
+        tau,
+        seed,
+        step,
+        soft.data_ptr(),
+        index.data_ptr(),
+        log_prob.data_ptr(),
+        expected.data_ptr(),
+    ):
         _check_values(theta, mask, cost)
         raise ValueError("theta, mask or cost changed while gumbel_gates was reading them.")
     return soft, log_prob, expected
@@ -133,60 +147,70 @@ def _forward(
 
 def _backward(
     theta: Tensor,
-    mask: Tensor,
     cost: Tensor,
-    call: tuple[float, int, int, int],
+    call: _Call,
     grads: tuple[Tensor | None, ...],
     wants_cost: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Calls the kernel for the gradients of theta and cost.
 
     Args:
-        theta: As in the forward call, dense; so are mask and cost.
-        mask: Likewise.
+        theta: As in the forward call, dense; so is cost.
         cost: Likewise.
-        call: tau, seed, step, draws.
+        call: The other arguments of the forward call.
         grads: Of soft, log_prob and the expected cost; None stands for zeros.
         wants_cost: Whether the gradient of cost is wanted.
     """
-    tau, seed, step, draws = call
+    mask, tau, seed, step, index = call
     layers, options = theta.shape
     theta_out = torch.empty_like(theta)
     cost_out = torch.empty_like(theta) if wants_cost else None
-    dense = [None if grad is None else grad.contiguous() for grad in grads]
-    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (*dense, theta_out, cost_out)]
+    soft, log_prob, expected = [None if grad is None else grad.contiguous() for grad in grads]
     backward = KERNELS.gumbel_backward_f32 if theta.dtype is torch.float32 else KERNELS.gumbel_backward_f64
-    inputs = theta.data_ptr(), mask.data_ptr(), cost.data_ptr(), tau, seed, step
-    backward(draws, layers, options, *inputs, *addresses)
+    backward(
+        len(index),
+        layers,
+        options,
+        theta.data_ptr(),
+        mask.data_ptr(),
+        cost.data_ptr(),
+        tau,
+        seed,
+        step,
+        0 if soft is None else soft.data_ptr(),
+        0 if log_prob is None else log_prob.data_ptr(),
+        0 if expected is None else expected.data_ptr(),
+        theta_out.data_ptr(),
+        0 if cost_out is None else cost_out.data_ptr(),
+    )
     return theta_out, cost_out
 
 
 class _Gates(torch.autograd.Function):
-    # A step is some 60 us of Python and autograd around 4 us of kernel. So index is made by the caller and filled
-    # here, not a fourth output; the backward kernel draws the gates again, so that none is saved; and inputs are kept
-    # as plain attributes with their versions checked by hand, because save_for_backward takes longer than the kernel.
+    # A step is some 50 us of Python and autograd around 4 us of kernel. So index is made by the caller and filled
+    # here, not a fourth output; the backward kernel draws the gates again, so that none is saved; what cannot have a
+    # gradient comes in one tuple, because every input costs time; and inputs are kept as plain attributes with their
+    # versions checked by hand, because save_for_backward takes longer than the kernel.
     @staticmethod
-    def forward(
-        ctx: Any, theta: Tensor, mask: Tensor, cost: Tensor, tau: float, seed: int, step: int, index: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        version = theta._version + mask._version + cost._version  # none of them ever falls
-        ctx.call = theta, mask, cost, version, (tau, seed, step, index.shape[0])
+    def forward(ctx: Any, theta: Tensor, cost: Tensor, call: _Call) -> tuple[Tensor, Tensor, Tensor]:
+        version = theta._version + call[0]._version + cost._version  # none of them ever falls
+        ctx.inputs = theta, cost, call, version
         ctx.set_materialize_grads(False)
-        return _forward(theta, mask, cost, tau, seed, step, index)
+        return _forward(theta, cost, *call)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        theta, mask, cost, version, call = ctx.call
-        if theta._version + mask._version + cost._version != version:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, Tensor | None, None]:
+        theta, cost, call, version = ctx.inputs
+        if theta._version + call[0]._version + cost._version != version:
             raise RuntimeError(
                 "theta, mask or cost was changed in place between gumbel_gates and backward(). "
                 "Call backward() first, or change a copy."
             )
-        theta_out, cost_out = _backward(theta, mask, cost, call, grads, ctx.needs_input_grad[2])
+        theta_out, cost_out = _backward(theta, cost, call, grads, ctx.needs_input_grad[1])
         if torch.is_grad_enabled():  # the caller keeps a graph of this backward pass
             theta_out = _Last.apply(theta_out, theta, cost, *grads)
             cost_out = None if cost_out is None else _Last.apply(cost_out, theta, cost, *grads)
-        return theta_out, None, cost_out, None, None, None, None
+        return theta_out, cost_out, None
 
 
 class _Last(torch.autograd.Function):
@@ -221,10 +245,10 @@ def gumbel_function(
         return gumbel_reference(theta, mask, cost, tau, seed, step, draws)
     _check(theta, mask, cost, tau, seed, step, draws)
     theta, mask, cost = theta.contiguous(), mask.contiguous(), cost.contiguous()
-    index = mask.new_empty(draws, theta.shape[0], dtype=torch.int64)
+    index = torch.empty(draws, theta.shape[0], dtype=torch.int64)
+    call = mask, tau, seed, step, index
     track = torch.is_grad_enabled() and (theta.requires_grad or cost.requires_grad)
-    call = _Gates.apply if track else _forward
-    soft, log_prob, expected = call(theta, mask, cost, tau, seed, step, index)
+    soft, log_prob, expected = _Gates.apply(theta, cost, call) if track else _forward(theta, cost, *call)
     return soft, index, log_prob, expected
 
 
@@ -269,8 +293,8 @@ def gumbel_backward_op(
         raise ValueError(f"The gradients must be {theta.dtype} of shapes {shapes}.")
     if KERNELS is not None and theta.is_cpu:
         theta, mask, cost = theta.contiguous(), mask.contiguous(), cost.contiguous()
-        call = float(tau), seed, step, draws
-        grads = _backward(theta, mask, cost, call, grads_in, wants_cost=True)
+        call = mask, float(tau), seed, step, torch.empty(draws, len(theta), dtype=torch.int64)
+        grads = _backward(theta, cost, call, grads_in, wants_cost=True)
         return cast(tuple[Tensor, Tensor], grads)
     soft, index, _, _ = gumbel_reference(theta, mask, cost, tau, seed, step, draws)
     total = (soft_grad + cost_grad[:, None, None] * cost).masked_fill(~mask, 0)
