@@ -1,20 +1,21 @@
-// The Python module pynas._C, and the only file that knows pybind11.
+// The Python module pynas._C.
 //
-// Tensors come as addresses (Tensor.data_ptr()) and sizes, so that no torch is needed to build and
-// a call costs less than a microsecond. The callers in pynas/kernels own the arrays and have
-// checked shapes, dtypes, devices and strides.
+// No torch is needed to build. A FastMethod takes tensors, and checks them itself; all others take
+// addresses (Tensor.data_ptr()) and sizes, and their callers in pynas/kernels own the arrays and
+// have checked shapes, dtypes, devices and strides.
 #include <pybind11/pybind11.h>
 
 #include <optional>
 #include <string>
-#include <tuple>
-#include <type_traits>
 #include <vector>
 
 #include "cpu/elementwise.h"
 #include "cpu/gumbel.h"
 #include "cpu/paths.h"
+#include "fast_method.h"
 #include "isa.h"
+#include "shared/philox.h"
+#include "tensors.h"
 
 namespace py = pybind11;
 
@@ -66,78 +67,102 @@ void bind_elementwise(py::class_<Kernels>& kernels) {
       .def("philox", map_philox);
 }
 
-void read(PyObject* from, int64_t& to) { to = PyLong_AsLongLong(from); }
-void read(PyObject* from, uint64_t& to) { to = PyLong_AsUnsignedLongLong(from); }
-void read(PyObject* from, double& to) { to = PyFloat_AsDouble(from); }
+// What both directions of the Gumbel gates are called with; theta says which T.
+struct GumbelArgs {
+  const TensorArg &theta, &mask, &cost;
+  double tau;
+  int64_t seed, step, draws;
 
-// A method of Kernels whose arguments are numbers, read without pybind11: it takes longer over a
-// dozen of them than a kernel of one step takes to run.
-template <auto Function>
-struct FastMethod;
-
-template <typename Result, typename... Args, Result (*Function)(const Kernels&, Args...)>
-struct FastMethod<Function> {
-  // `name` must outlive the class.
-  static void add(py::class_<Kernels>& kernels, const char* name) {
-    static PyMethodDef definition;
-    definition = {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)),
-                  METH_FASTCALL, nullptr};
-    auto* type = reinterpret_cast<PyTypeObject*>(kernels.ptr());
-    py::setattr(kernels, name,
-                py::reinterpret_steal<py::object>(PyDescr_NewMethod(type, &definition)));
+  template <typename T>
+  GumbelInputs<T> inputs() const {
+    return {draws,
+            layers(),
+            options(),
+            theta.data<T>(),
+            mask.data<uint8_t>(),
+            cost.data<T>(),
+            tau,
+            static_cast<uint64_t>(seed),
+            static_cast<uint64_t>(step)};
   }
 
- private:
-  static PyObject* call(PyObject* self, PyObject* const* args, Py_ssize_t count) {
-    constexpr auto kCount = static_cast<Py_ssize_t>(sizeof...(Args));
-    if (count != kCount) {
-      return PyErr_Format(PyExc_TypeError, "takes %zd arguments, got %zd", kCount, count);
-    }
-    std::tuple<Args...> numbers;
-    std::apply([&](auto&... number) { (read(*args++, number), ...); }, numbers);
-    if (PyErr_Occurred()) return nullptr;
-    const auto& kernels = py::cast<const Kernels&>(py::handle(self));
-    const auto run = [&](auto... number) { return Function(kernels, number...); };
-    if constexpr (std::is_void_v<Result>) {
-      std::apply(run, numbers);
-      Py_RETURN_NONE;
-    } else {
-      return PyBool_FromLong(std::apply(run, numbers));
-    }
+  int64_t layers() const { return theta.size(0); }
+  int64_t options() const { return theta.size(1); }
+
+  template <typename T>
+  bool sound() const {
+    return theta.has<T>(2) && options() >= 1 && options() <= kMostOptions && layers() < kLayers &&
+           theta.is<T>({layers(), options()}) && mask.is<bool>({layers(), options()}) &&
+           cost.is<T>({layers(), options()}) && tau >= kLeastTau && tau <= kMostTau && seed >= 0 &&
+           step >= 0 && step < kSteps && draws >= 1 && draws <= kIndices;
   }
 };
 
-// Arguments in the order of pynas/kernels/gumbel.py. A zero address stands for an absent array.
-template <typename T, GumbelFunctions<T> GumbelTable::* Functions>
-bool gumbel_forward(const Kernels& kernels, int64_t draws, int64_t layers, int64_t options,
-                    uintptr_t theta, uintptr_t mask, uintptr_t cost, double tau, uint64_t seed,
-                    uint64_t step, uintptr_t soft, uintptr_t index, uintptr_t log_prob,
-                    uintptr_t expected_cost) {
-  const LongWork work(draws * layers * options);
-  return (kernels.gumbel.*Functions)
-      .forward(
-          {draws, layers, options, at<T>(theta), at<uint8_t>(mask), at<T>(cost), tau, seed, step},
-          {at<T>(soft), at<int64_t>(index), at<T>(log_prob), at<T>(expected_cost)});
+// None where the arguments are not sound or the values make no sense: Python knows what to say.
+template <typename T>
+py::object forward_of(const GumbelFunctions<T>& functions, const GumbelArgs& args) {
+  const auto in = args.inputs<T>();
+  const NewTensor<T> soft({in.draws, in.layers, in.options});
+  const NewTensor<int64_t> index({in.draws, in.layers});
+  const NewTensor<T> log_prob({in.draws, in.layers});
+  const NewTensor<T> cost({in.draws});
+  bool done;
+  {
+    const LongWork work(in.draws * in.layers * in.options);
+    done = functions.forward(in, {soft.data, index.data, log_prob.data, cost.data});
+  }
+  if (!done) return py::none();
+  return py::make_tuple(soft.tensor, index.tensor, log_prob.tensor, cost.tensor);
 }
 
-template <typename T, GumbelFunctions<T> GumbelTable::* Functions>
-void gumbel_backward(const Kernels& kernels, int64_t draws, int64_t layers, int64_t options,
-                     uintptr_t theta, uintptr_t mask, uintptr_t cost, double tau, uint64_t seed,
-                     uint64_t step, uintptr_t soft_grad, uintptr_t log_prob_grad,
-                     uintptr_t cost_grad, uintptr_t theta_out, uintptr_t cost_out) {
-  const LongWork work(draws * layers * options);
-  (kernels.gumbel.*Functions)
-      .backward(
-          {draws, layers, options, at<T>(theta), at<uint8_t>(mask), at<T>(cost), tau, seed, step},
-          {at<T>(soft_grad), at<T>(log_prob_grad), at<T>(cost_grad), at<T>(theta_out),
-           at<T>(cost_out)});
+py::object gumbel_forward(const Kernels& kernels, const TensorArg& theta, const TensorArg& mask,
+                          const TensorArg& cost, double tau, int64_t seed, int64_t step,
+                          int64_t draws) {
+  const GumbelArgs args{theta, mask, cost, tau, seed, step, draws};
+  if (args.sound<float>()) return forward_of(kernels.gumbel.f32, args);
+  if (args.sound<double>()) return forward_of(kernels.gumbel.f64, args);
+  return py::none();
+}
+
+// Gradients of theta and, where it is wanted, of cost; None where an array is not dense.
+template <typename T>
+py::object backward_of(const GumbelFunctions<T>& functions, const GumbelArgs& args,
+                       const TensorArg& soft, const TensorArg& log_prob, const TensorArg& cost,
+                       bool wants_cost) {
+  const auto in = args.inputs<T>();
+  if (!(soft.none() || soft.is<T>({in.draws, in.layers, in.options})) ||
+      !(log_prob.none() || log_prob.is<T>({in.draws, in.layers})) ||
+      !(cost.none() || cost.is<T>({in.draws}))) {
+    return py::none();
+  }
+  const NewTensor<T> theta_out({in.layers, in.options});
+  std::optional<NewTensor<T>> cost_out;
+  if (wants_cost) cost_out.emplace(std::initializer_list<int64_t>{in.layers, in.options});
+  {
+    const LongWork work(in.draws * in.layers * in.options);
+    functions.backward(in, {soft.data<T>(), log_prob.data<T>(), cost.data<T>(), theta_out.data,
+                            cost_out ? cost_out->data : nullptr});
+  }
+  return py::make_tuple(theta_out.tensor, cost_out ? cost_out->tensor : py::none());
+}
+
+py::object gumbel_backward(const Kernels& kernels, const TensorArg& theta, const TensorArg& mask,
+                           const TensorArg& cost, double tau, int64_t seed, int64_t step,
+                           int64_t draws, const TensorArg& soft_grad,
+                           const TensorArg& log_prob_grad, const TensorArg& cost_grad,
+                           bool wants_cost) {
+  const GumbelArgs args{theta, mask, cost, tau, seed, step, draws};
+  const auto run = [&](const auto& functions) {
+    return backward_of(functions, args, soft_grad, log_prob_grad, cost_grad, wants_cost);
+  };
+  if (args.sound<float>()) return run(kernels.gumbel.f32);
+  if (args.sound<double>()) return run(kernels.gumbel.f64);
+  return py::none();
 }
 
 void bind_gumbel(py::class_<Kernels>& kernels) {
-  FastMethod<gumbel_forward<float, &GumbelTable::f32>>::add(kernels, "gumbel_forward_f32");
-  FastMethod<gumbel_forward<double, &GumbelTable::f64>>::add(kernels, "gumbel_forward_f64");
-  FastMethod<gumbel_backward<float, &GumbelTable::f32>>::add(kernels, "gumbel_backward_f32");
-  FastMethod<gumbel_backward<double, &GumbelTable::f64>>::add(kernels, "gumbel_backward_f64");
+  FastMethod<gumbel_forward>::add(kernels, "gumbel_forward");
+  FastMethod<gumbel_backward>::add(kernels, "gumbel_backward");
 }
 
 void sample_paths(const Kernels& kernels, int64_t paths, int64_t layers, int64_t cuts,
@@ -175,6 +200,8 @@ PYBIND11_MODULE(_C, module) {
   module.attr("MOST_OPTIONS") = pynas::kMostOptions;
   module.def("usable_isas", pynas::usable_names,
              "Instruction sets built in that this CPU runs, slowest first.");
+  module.def("connect", pynas::connect, "Must be called before any kernel that takes tensors.",
+             py::arg("torch"), py::arg("exchange_api"));
   py::class_<pynas::Kernels> kernels(module, "Kernels",
                                      "All kernels, compiled for one instruction set.");
   kernels.def(py::init<const std::string&>(), py::arg("isa") = "");

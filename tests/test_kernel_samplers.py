@@ -144,6 +144,18 @@ def test_most_options() -> None:
         torch.testing.assert_close(ours, expected, **CLOSE)
 
 
+def test_greatest_seed_and_step() -> None:
+    args = *uneven(), 1.0, 2**63 - 1, 2**56 - 1, 1
+    for ours, expected in zip(kernels.ALL["gumbel_gates"].function(*args), gumbel_reference(*args), strict=True):
+        torch.testing.assert_close(ours, expected, **CLOSE)
+
+
+def test_gradients_of_other_shapes_are_refused() -> None:
+    gradients = torch.zeros(1, 6, 5), torch.zeros(1, 5), torch.zeros(1)
+    with pytest.raises(ValueError, match="must be torch.float32 of shapes"):
+        gumbel_backward_op(*uneven(), torch.tensor(1.0), 0, 0, *gradients)
+
+
 def test_changes_in_place_before_backward_are_refused() -> None:
     theta, mask, cost = uneven()
     theta = theta.requires_grad_()
@@ -210,11 +222,16 @@ BAD_GATES: list[tuple[dict[str, Any], str]] = [
     ({"tau": -1.0}, "tau is -1.0"),
     ({"tau": math.nan}, "tau is nan"),
     ({"tau": math.inf}, "tau is inf"),
+    ({"tau": 9e-31}, "tau is 9e-31"),
+    ({"tau": 1.1e30}, "tau is 1.1e[+]30"),
     ({"draws": 0}, "draws is 0"),
+    ({"draws": 2**32 + 1}, "draws is 4294967297"),
+    ({"draws": 2**64 + 1}, "draws is 18446744073709551617"),
     ({"seed": -1}, "seed is -1"),
     ({"seed": 2**63}, "seed is 9223372036854775808"),
     ({"step": -1}, "step is -1"),
     ({"step": 2**56}, "step is 72057594037927936"),
+    ({"mask": MASK.to("meta")}, "on cpu, meta and cpu"),
     ({"mask": CLOSED}, "mask of layer 4 allows no option"),
     ({"theta": nan_at(THETA, 3)}, "theta of layer 3 is not finite"),
     ({"theta": nan_at(THETA, 3) * torch.inf}, "theta of layer 0 is not finite"),
@@ -222,6 +239,10 @@ BAD_GATES: list[tuple[dict[str, Any], str]] = [
     (
         {"theta": torch.zeros(2, 257), "mask": torch.ones(2, 257).bool(), "cost": torch.zeros(2, 257)},
         "1 to 256 options",
+    ),
+    (
+        {"theta": torch.zeros(2**18, 1), "mask": torch.ones(2**18, 1).bool(), "cost": torch.zeros(2**18, 1)},
+        "< 2\\^18 layers",
     ),
 ]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import math
 import os
 import subprocess
@@ -192,6 +194,37 @@ def test_threads_do_not_matter(kernel: Kernel) -> None:
             assert torch.equal(a, b)
     finally:
         torch.set_num_threads(1)
+
+
+@every_kernel
+def test_torch_without_the_exchange_api(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch < 2.10 has no C functions for tensors; the module then goes through Python for them."""
+    for args in kernel.samples(CPU, torch.float32):
+        expected = run_on("base", kernel, args, monkeypatch)
+        native.MODULE.connect(torch, None)
+        try:
+            results = [
+                run_on("base", kernel, inputs, monkeypatch) for inputs in (args, [scattered(arg) for arg in args])
+            ]
+        finally:
+            native.MODULE.connect(torch, getattr(torch.Tensor, "__dlpack_c_exchange_api__", None))
+        assert all(torch.equal(a, b) for result in results for a, b in zip(result, expected, strict=True))
+
+
+@every_kernel
+def test_results_are_ordinary_tensors(kernel: Kernel) -> None:
+    """Also where C++ made them: they outlive the call, and can be copied, saved, shared and written to."""
+    for result in outputs(kernel.function(*kernel.samples(CPU, torch.float32)[0])):
+        ours = result.detach()
+        expected = ours.tolist()
+        assert ours.is_contiguous()
+        assert ours.data_ptr() % 64 == 0
+        file = io.BytesIO()
+        torch.save(ours, file)
+        file.seek(0)
+        assert torch.load(file).tolist() == copy.deepcopy(ours).tolist() == expected
+        assert ours.share_memory_().tolist() == expected
+        assert (ours.zero_() == 0).all()
 
 
 @every_kernel

@@ -10,6 +10,9 @@ namespace pynas {
 // More options than this do not fit the scratch on the stack.
 constexpr int64_t kMostOptions = 256;
 
+// Beyond, float32 divides by 0 or infinity.
+constexpr double kLeastTau = 1e-30, kMostTau = 1e30;
+
 // Arrays are dense and row-major; D draws, L layers, O options (1 .. kMostOptions).
 template <typename T>
 struct GumbelInputs {

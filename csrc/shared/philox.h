@@ -25,6 +25,9 @@ namespace {
 // Each sampler has a domain of its own, so that two samplers with one seed never share a stream.
 enum class Domain : uint32_t { kGumbel = 1, kPaths = 2, kFair = 3 };
 
+// How far a counter counts.
+constexpr int64_t kIndices = int64_t{1} << 32, kLayers = 1 << 18, kSteps = int64_t{1} << 56;
+
 struct Block {
   uint32_t word[4];
 };

@@ -6,15 +6,18 @@ To add a kernel `stem`:
    PYNAS_DECLARE_TABLE. `csrc/cpu/stem.cpp`: the code, in an anonymous namespace and without standard containers,
    because it is compiled once per instruction set; list it in CMakeLists.txt. What a GPU would share goes to
    `csrc/shared/`.
-2. `csrc/module.cpp`: the table in `Kernels`, and `bind_stem`, which takes sizes and addresses.
+2. `csrc/module.cpp`: the table in `Kernels`, and `bind_stem`. Where one call is short, bind a `FastMethod`: it reads,
+   checks and makes tensors in C++ (`csrc/tensors.h`), without torch's headers, in some 40 ns each, and returns None
+   for what it cannot take. Elsewhere sizes and addresses do.
 3. `pynas/kernels/stem.py`: the reference in plain PyTorch; the hot path, an `autograd.Function` over `native.KERNELS`
    (imported by name) that falls back to the reference; the operator, `torch.library.custom_op` with `register_fake` and
    `register_autograd`; samples; and one `Kernel` record that holds them.
 4. Its import line and its entry in `ALL` below. `tests/test_kernels.py` and `bench/bench_kernels.py` walk `ALL`: they
    test and time the new kernel from then on.
 
-Callers check shapes, dtypes, ranges and devices, and make arrays dense, before an address leaves Python. Sums run in a
-fixed order, so that a result depends neither on threads nor, where that is promised, on the instruction set.
+Shapes, dtypes, ranges, devices and dense memory are checked before a kernel runs: by a `FastMethod` for its tensors, by
+the caller in Python before an address leaves it. Messages are Python's. Sums run in a fixed order, so that a result
+depends neither on threads nor, where that is promised, on the instruction set.
 """
 
 from __future__ import annotations

@@ -12,9 +12,10 @@ from pynas.kernels.kernel import Kernel
 from pynas.kernels.native import KERNELS
 
 MOST_OPTIONS = 256  # kMostOptions of csrc/cpu/gumbel.h; a test compares them
-_TAUS = (1e-30, 1e30)  # beyond, float32 divides by 0 or infinity
+_TAUS = (1e-30, 1e30)  # beyond, float32 divides by 0 or infinity; kLeastTau and kMostTau there
 
-_Call = tuple[Tensor, float, int, int, Tensor]  # mask, tau, seed, step, index
+_Call = tuple[Tensor, Tensor, Tensor, float, int, int, int]  # theta, mask, cost, tau, seed, step, draws
+_Result = tuple[Tensor, Tensor, Tensor, Tensor]  # soft, index, log_prob, expected cost
 
 
 class GumbelGates(NamedTuple):
@@ -96,6 +97,8 @@ def _check(theta: Tensor, mask: Tensor, cost: Tensor, tau: float | Tensor, seed:
         raise ValueError(f"theta and cost must both be float32 or both float64, got {dtype} and {cost.dtype}.")
     if mask.dtype is not torch.bool:
         raise ValueError(f"mask must be bool, got {mask.dtype}. Try mask.bool().")
+    if not theta.device == mask.device == cost.device:
+        raise ValueError(f"theta, mask and cost are on {theta.device}, {mask.device} and {cost.device}; one is needed.")
     if not _TAUS[0] <= tau <= _TAUS[1]:
         raise ValueError(f"tau is {float(tau)}; it must be a finite number > 0, from 1e-30 to 1e30.")
     if not 1 <= draws <= noise.INDICES:
@@ -115,98 +118,63 @@ def _check_values(theta: Tensor, mask: Tensor, cost: Tensor) -> None:
             raise ValueError(f"{name} of layer {int(bad.int().argmax())} {advice}.")
 
 
-def _forward(
-    theta: Tensor, cost: Tensor, mask: Tensor, tau: float, seed: int, step: int, index: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Calls the kernel on checked, dense CPU tensors. Fills index; returns soft, log_prob and the expected cost."""
-    draws, layers = index.shape
-    options, dtype = theta.shape[1], theta.dtype
-    soft = torch.empty(draws, layers, options, dtype=dtype)
-    log_prob = torch.empty(draws, layers, dtype=dtype)
-    expected = torch.empty(draws, dtype=dtype)
-    forward = KERNELS.gumbel_forward_f32 if dtype is torch.float32 else KERNELS.gumbel_forward_f64
-    if not forward(
-        draws,
-        layers,
-        options,
-        theta.data_ptr(),
-        mask.data_ptr(),
-        cost.data_ptr(),
-        tau,
-        seed,
-        step,
-        soft.data_ptr(),
-        index.data_ptr(),
-        log_prob.data_ptr(),
-        expected.data_ptr(),
-    ):
-        _check_values(theta, mask, cost)
+def _forward(call: _Call) -> tuple[_Call, _Result]:
+    """Calls the kernel, which returns None where it cannot work with the arguments as they are.
+
+    Returns:
+        The arguments, with copies of tensors that are not dense; the results.
+    """
+    result: _Result | None = KERNELS.gumbel_forward(*call)
+    if result is None:
+        _check(*call)
+        call = call[0].contiguous(), call[1].contiguous(), call[2].contiguous(), *call[3:]
+        result = KERNELS.gumbel_forward(*call)
+    if result is None:
+        _check_values(*call[:3])
         raise ValueError("theta, mask or cost changed while gumbel_gates was reading them.")
-    return soft, log_prob, expected
+    return call, result
 
 
-def _backward(
-    theta: Tensor,
-    cost: Tensor,
-    call: _Call,
-    grads: tuple[Tensor | None, ...],
-    wants_cost: bool,
-) -> tuple[Tensor, Tensor | None]:
+def _backward(call: _Call, grads: tuple[Tensor | None, ...], wants_cost: bool) -> tuple[Tensor, Tensor | None]:
     """Calls the kernel for the gradients of theta and cost.
 
     Args:
-        theta: As in the forward call, dense; so is cost.
-        cost: Likewise.
-        call: The other arguments of the forward call.
+        call: What `_forward` returned.
         grads: Of soft, log_prob and the expected cost; None stands for zeros.
         wants_cost: Whether the gradient of cost is wanted.
     """
-    mask, tau, seed, step, index = call
-    layers, options = theta.shape
-    theta_out = torch.empty_like(theta)
-    cost_out = torch.empty_like(theta) if wants_cost else None
-    soft, log_prob, expected = [None if grad is None else grad.contiguous() for grad in grads]
-    backward = KERNELS.gumbel_backward_f32 if theta.dtype is torch.float32 else KERNELS.gumbel_backward_f64
-    backward(
-        len(index),
-        layers,
-        options,
-        theta.data_ptr(),
-        mask.data_ptr(),
-        cost.data_ptr(),
-        tau,
-        seed,
-        step,
-        0 if soft is None else soft.data_ptr(),
-        0 if log_prob is None else log_prob.data_ptr(),
-        0 if expected is None else expected.data_ptr(),
-        theta_out.data_ptr(),
-        0 if cost_out is None else cost_out.data_ptr(),
-    )
-    return theta_out, cost_out
+    result: tuple[Tensor, Tensor | None] | None = KERNELS.gumbel_backward(*call, *grads, wants_cost)
+    if result is None:
+        dense = [None if grad is None else grad.contiguous() for grad in grads]
+        result = KERNELS.gumbel_backward(*call, *dense, wants_cost)
+    if result is None:
+        raise ValueError(f"The gradients must be dense CPU tensors of {call[0].dtype} in the shapes of the outputs.")
+    return result
 
 
 class _Gates(torch.autograd.Function):
-    # A step is some 50 us of Python and autograd around 4 us of kernel. So index is made by the caller and filled
-    # here, not a fourth output; the backward kernel draws the gates again, so that none is saved; what cannot have a
-    # gradient comes in one tuple, because every input costs time; and inputs are kept as plain attributes with their
-    # versions checked by hand, because save_for_backward takes longer than the kernel.
+    # A step is some 40 us of autograd around 4 us of kernel. So the kernel runs outside: `apply` takes longer over more
+    # inputs and outputs, and index needs none of it. What has no gradient comes in one tuple; the backward kernel draws
+    # the gates again, so that none is saved; and inputs are kept as plain attributes with their versions checked by
+    # hand, because save_for_backward takes longer than the kernel.
     @staticmethod
-    def forward(ctx: Any, theta: Tensor, cost: Tensor, call: _Call) -> tuple[Tensor, Tensor, Tensor]:
-        version = theta._version + call[0]._version + cost._version  # none of them ever falls
-        ctx.inputs = theta, cost, call, version
+    def forward(ctx: Any, theta: Tensor, cost: Tensor, done: tuple[_Call, _Result]) -> tuple[Tensor, ...]:
+        call, (soft, _, log_prob, expected) = done
+        version = theta._version + call[1]._version + cost._version  # none of them ever falls
+        ctx.inputs = call, version
         ctx.set_materialize_grads(False)
-        return _forward(theta, cost, *call)
+        return soft, log_prob, expected
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, Tensor | None, None]:
-        theta, cost, call, version = ctx.inputs
-        if theta._version + call[0]._version + cost._version != version:
+        call, version = ctx.inputs
+        theta, mask, cost, *_ = call
+        if theta._version + mask._version + cost._version != version:
             raise RuntimeError(
                 "theta, mask or cost was changed in place between gumbel_gates and backward(). "
                 "Call backward() first, or change a copy."
             )
-        theta_out, cost_out = _backward(theta, cost, call, grads, ctx.needs_input_grad[1])
+        theta_out, cost_out = _backward(call, grads, ctx.needs_input_grad[1])
         if torch.is_grad_enabled():  # the caller keeps a graph of this backward pass
             theta_out = _Last.apply(theta_out, theta, cost, *grads)
             cost_out = None if cost_out is None else _Last.apply(cost_out, theta, cost, *grads)
@@ -238,18 +206,16 @@ def _refuse(ctx: Any, *grads: Tensor) -> None:
 
 def gumbel_function(
     theta: Tensor, mask: Tensor, cost: Tensor, tau: float | Tensor, seed: int, step: int, draws: int = 1
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> _Result:
     """The hot path of `gumbel_gates`; the reference where there is no kernel for the device."""
     tau = float(tau)
     if KERNELS is None or not (theta.is_cpu and mask.is_cpu and cost.is_cpu):
         return gumbel_reference(theta, mask, cost, tau, seed, step, draws)
-    _check(theta, mask, cost, tau, seed, step, draws)
-    theta, mask, cost = theta.contiguous(), mask.contiguous(), cost.contiguous()
-    index = torch.empty(draws, theta.shape[0], dtype=torch.int64)
-    call = mask, tau, seed, step, index
-    track = torch.is_grad_enabled() and (theta.requires_grad or cost.requires_grad)
-    soft, log_prob, expected = _Gates.apply(theta, cost, call) if track else _forward(theta, cost, *call)
-    return soft, index, log_prob, expected
+    call, result = _forward((theta, mask, cost, tau, seed, step, draws))
+    if torch.is_grad_enabled() and (theta.requires_grad or cost.requires_grad):
+        soft, log_prob, expected = _Gates.apply(call[0], call[2], (call, result))
+        return soft, result[1], log_prob, expected
+    return result
 
 
 @torch.library.custom_op("pynas::gumbel_gates", mutates_args=())
@@ -292,9 +258,8 @@ def gumbel_backward_op(
     if any(grad.shape != shape or grad.dtype != theta.dtype for grad, shape in zip(grads_in, shapes, strict=True)):
         raise ValueError(f"The gradients must be {theta.dtype} of shapes {shapes}.")
     if KERNELS is not None and theta.is_cpu:
-        theta, mask, cost = theta.contiguous(), mask.contiguous(), cost.contiguous()
-        call = mask, float(tau), seed, step, torch.empty(draws, len(theta), dtype=torch.int64)
-        grads = _backward(theta, cost, call, grads_in, wants_cost=True)
+        dense = theta.contiguous(), mask.contiguous(), cost.contiguous()
+        grads = _backward((*dense, float(tau), seed, step, draws), grads_in, wants_cost=True)
         return cast(tuple[Tensor, Tensor], grads)
     soft, index, _, _ = gumbel_reference(theta, mask, cost, tau, seed, step, draws)
     total = (soft_grad + cost_grad[:, None, None] * cost).masked_fill(~mask, 0)

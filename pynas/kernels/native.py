@@ -12,7 +12,7 @@ import os
 import warnings
 from typing import Any
 
-import torch  # noqa: F401  before _C, so that both use one OpenMP runtime
+import torch  # before _C, so that both use one OpenMP runtime
 
 
 def _load() -> tuple[Any, str]:
@@ -29,6 +29,7 @@ def _load() -> tuple[Any, str]:
             stacklevel=2,
         )
         return None, reason
+    module.connect(torch, getattr(torch.Tensor, "__dlpack_c_exchange_api__", None))
     return module, "built"
 
 
