@@ -16,6 +16,7 @@ class Macs:
 
     name: str = "macs"
     unit: str = "MACs"
+    net_cost: float = 0.0
 
     def cost(self, spec: OpSpec) -> float:
         return float(spec.macs)
@@ -33,6 +34,7 @@ class Params:
 
     name: str = "params"
     unit: str = "parameters"
+    net_cost: float = 0.0
 
     def cost(self, spec: OpSpec) -> float:
         return float(spec.params)
@@ -55,6 +57,7 @@ class MemoryTraffic:
     bytes_per_value: int = 4
     name: str = "memory"
     unit: str = "bytes"
+    net_cost: float = 0.0
 
     def __post_init__(self) -> None:
         _check_positive("bytes_per_value", self.bytes_per_value)
@@ -86,6 +89,7 @@ class Roofline:
     overhead_us: float = 0.0
     name: str = "roofline"
     unit: str = "ms"
+    net_cost: float = 0.0
 
     def __post_init__(self) -> None:
         _check_positive("gmacs_per_s", self.gmacs_per_s)

@@ -13,6 +13,7 @@ class CostModel(Protocol):
 
     name: str
     unit: str  # "ms", "MACs", "parameters", "bytes"
+    net_cost: float  # of a whole network, beyond the sum over its ops: a calibration's offset, else 0
 
     def cost(self, spec: OpSpec) -> float:
         """The price in `unit` of one run: positive, and 0 for skip. Raises ValueError for an op it cannot price."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import provenance
+from .folders import xdg
 from .names import unknown
 from .provenance import Provenance, check_name
 from .runners import Runner, TorchHost
@@ -49,7 +49,7 @@ def host_folder(runner: Runner | None = None) -> Path:
     here = Provenance.of(HOST, runner or TorchHost(), repeats=1)
     own = device_folder(HOST)
     if not (own / provenance.FILE).is_file():
-        return _xdg("XDG_CACHE_HOME", ".cache") / "pynas" / "host" / here.fingerprint
+        return xdg("XDG_CACHE_HOME", ".cache") / "pynas" / "host" / here.fingerprint
     differences = Provenance.read(own).differences(here)
     if differences:
         raise ValueError(
@@ -87,6 +87,16 @@ def load(name: str, *, strict: bool = False) -> LatencyTable:
     return table
 
 
+def find(name: str) -> LatencyTable | None:
+    """The table that `load` would give for a device other than the host; None if there is no such device.
+
+    Raises:
+        ValueError: the table is damaged.
+        FileNotFoundError: half of the device folder is missing.
+    """
+    return load(name) if name in _folders() else None
+
+
 def devices() -> list[Device]:
     """All devices that `load` knows, by name; a damaged folder is listed with its error."""
     found = [_listed(name, folder) for name, folder in _folders().items() if name != HOST]
@@ -121,10 +131,4 @@ def _folders() -> dict[str, Path]:
 
 
 def _user_devices() -> Path:
-    return _xdg("XDG_DATA_HOME", ".local/share") / "pynas" / "devices"
-
-
-def _xdg(variable: str, default: str) -> Path:
-    """A folder of the XDG base directory specification, which tells us to ignore relative paths."""
-    value = Path(os.environ.get(variable, ""))
-    return value if value.is_absolute() else Path.home() / default
+    return xdg("XDG_DATA_HOME", ".local/share") / "pynas" / "devices"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 from .runners import Runner
 
 FILE = "device.toml"
-SOURCES = ("measured", "modelled")
+SOURCES = ("measured", "modelled", "fitted")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 KEY = re.compile(r"[A-Za-z0-9_-]+")
 TYPES = {
@@ -30,6 +31,7 @@ TYPES = {
     "machine": dict,
     "software": dict,
 }
+SECTIONS = ("machine", "software", "build", "calibration")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Provenance:
     """Everything a reader must know to trust a table, and everything that must agree before rows may share one."""
 
     name: str
-    source: str  # "measured" on the device itself, or "modelled"
+    source: str  # "measured" on the device itself, "modelled", or "fitted" from whole networks
     runner: str
     precision: str
     threads: int
@@ -47,6 +49,8 @@ class Provenance:
     date: str  # last change, ISO
     machine: Mapping[str, str | int] = field(default_factory=dict)  # "cpu" must agree, the rest is for readers
     software: Mapping[str, str | int] = field(default_factory=dict)  # versions; all must agree
+    build: Mapping[str, str | int] = field(default_factory=dict)  # how ops became code, as "target"; all must agree
+    calibration: Mapping[str, str | int | float] = field(default_factory=dict)  # found later; no condition
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -55,11 +59,12 @@ class Provenance:
         for field_name in ("threads", "batch", "repeats"):
             if getattr(self, field_name) < 1:
                 raise ValueError(f"{field_name} is {getattr(self, field_name)}; it must be at least 1.")
-        for title in ("machine", "software"):
+        for title in SECTIONS:
             for key, value in getattr(self, title).items():
                 if not KEY.fullmatch(key):
                     raise ValueError(f"{key!r} in [{title}] is no bare TOML key; use letters, digits, '_' and '-'.")
-                if not isinstance(value, str | int) or not str(value).isprintable():
+                number = isinstance(value, float) and title == "calibration" and math.isfinite(value)
+                if not number and (not isinstance(value, str | int) or not str(value).isprintable()):
                     raise ValueError(f"{key} in [{title}] is {value!r}; it must be a line of text or a whole number.")
 
     @classmethod
@@ -78,6 +83,7 @@ class Provenance:
             date=datetime.date.today().isoformat(),
             machine=about.get("machine", {}),
             software=about.get("software", {}),
+            build=about.get("build", {}),
         )
 
     @property
@@ -91,6 +97,7 @@ class Provenance:
             "batch": self.batch,
             "schedule": self.schedule,
             "cpu": self.machine.get("cpu", "unknown"),
+            **dict(sorted(self.build.items())),
             **{f"{package} version": version for package, version in sorted(self.software.items())},
         }
 
@@ -113,12 +120,10 @@ class Provenance:
     def to_toml(self, *, rows: int, spread: float) -> str:
         """The content of device.toml. `rows` and `spread` are notes for the reader, never read back."""
         lines = [f"{key} = {_toml(getattr(self, key))}" for key, kind in TYPES.items() if kind is not dict]
-        for title in ("machine", "software"):
-            lines += [
-                "",
-                f"[{title}]",
-                *(f"{key} = {_toml(value)}" for key, value in getattr(self, title).items()),
-            ]
+        for title in SECTIONS:
+            section = getattr(self, title)
+            if section or title in TYPES:
+                lines += ["", f"[{title}]", *(f"{key} = {_toml(value)}" for key, value in section.items())]
         lines += ["", "[summary]  # of latency.csv, when it was last written", f"rows = {rows}"]
         lines += [f"spread = {spread:.4f}  # median over rows of interquartile range / median"]
         return "\n".join(lines) + "\n"
@@ -143,8 +148,12 @@ class Provenance:
                 raise ValueError(f"{path} has no field {key!r}; it needs {', '.join(TYPES)}.")
             if not isinstance(data[key], kind) or isinstance(data[key], bool):
                 raise ValueError(f"{path}: {key} is {data[key]!r}; it must be of type {kind.__name__}.")
+        sections = {title: data.get(title, {}) for title in SECTIONS if title not in TYPES}
+        for title, section in sections.items():
+            if not isinstance(section, dict):
+                raise ValueError(f"{path}: {title} is {section!r}; it must be a section, [{title}].")
         try:
-            return cls(**{key: data[key] for key in TYPES})
+            return cls(**{key: data[key] for key in TYPES}, **sections)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -161,7 +170,7 @@ def check_name(name: str) -> None:
         )
 
 
-def _toml(value: str | int) -> str:
-    if isinstance(value, int):
-        return str(value)
+def _toml(value: str | int | float) -> str:
+    if isinstance(value, int | float):
+        return repr(value)
     return json.dumps(value, ensure_ascii=False)  # for printable text, a JSON string is a TOML string

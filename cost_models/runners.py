@@ -1,28 +1,32 @@
 """Runners: how one op is timed.
 
-To add one (another runtime, a board over RPC), write a class with the members of `Runner` and put it in `RUNNERS`.
+To add one (another runtime), write a class with the members of `Runner` and put it in `RUNNERS`. Its fields are its
+options; each says in its metadata what it is for. One that turns ops into files first has the members of
+`Compiling` too; one that measures on other machines those of `OnBoards`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
+import dataclasses
 import importlib.metadata
-import os
-import platform
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from .boards import Board
+from .compiling import Compiler
+from .machine import cpu_model, host
+from .names import unknown
+from .ort_local import OrtLocal
 from .spec import OpSpec
-from .steady import in_rounds, settled
+from .timing import SWEEP_BYTES, check_threads, clock, input_shape, net_repeats_ms, no_gc, repeats_ms
+from .torch_threads import torch_threads
+from .tvm_local import TvmLocal
+from .tvm_model import TvmModel
+from .tvm_rpc import TvmRpc
 
-REPEAT_MS = 1.5
-MIN_RUNS, MAX_RUNS = 3, 11  # per repeat
-SWEEP_BYTES = 8 << 20  # between the sizes of usual second and third level caches
+__all__ = ["RUNNERS", "Compiling", "OnBoards", "Runner", "TorchHost", "cpu_model", "make_runner", "options_of"]
 
 
 class Runner(Protocol):
@@ -36,11 +40,54 @@ class Runner(Protocol):
     schedule: str  # version of the way an op becomes code: change it when old and new rows must not mix
 
     def provenance(self) -> dict[str, dict[str, str | int]]:
-        """The sections "machine" (with "cpu") and "software" (versions) of device.toml."""
+        """The sections "machine" (with "cpu"), "software" (versions) and, if any, "build" (target) of device.toml.
+
+        Raises:
+            ImportError: the runtime is not installed.
+            OSError, ValueError: the device cannot be reached.
+        """
         ...
 
     def time_ms(self, module: Any, spec: OpSpec, repeats: int) -> list[float]:
-        """Latency in ms of one run of the op, `repeats` times. The module is in eval mode with BN folded."""
+        """Latency in ms of one run of the op, `repeats` times.
+
+        Args:
+            module: in eval mode with BN folded; for a `Compiling` runner what its `open` gave.
+            spec: the op.
+            repeats: how many.
+        """
+        ...
+
+    def net(self, module: Any, input_shape: tuple[int, ...]) -> Callable[[], float]:
+        """A whole network (torch, eval mode, BN folded) made ready; each call of what comes back is one repeat in ms,
+        taken in the very same way as those of a row, so that several networks can take turns."""
+        ...
+
+
+@runtime_checkable
+class Compiling(Protocol):
+    """A runner that turns all ops into files before it times the first."""
+
+    @property
+    def compiler(self) -> Compiler:
+        """How."""
+        ...
+
+    def open(self, folder: Path) -> Any:
+        """Load a compiled op, and run it once against the outputs of torch that lie beside it.
+
+        Raises:
+            ValueError: the outputs differ.
+        """
+        ...
+
+
+@runtime_checkable
+class OnBoards(Protocol):
+    """A compiling runner that times on other machines, several at a time."""
+
+    def boards(self) -> list[Board]:
+        """The boards that can be reached now. They keep their connections until they are closed."""
         ...
 
 
@@ -54,29 +101,23 @@ class TorchHost:
     """
 
     threads: int = 1
-    name: str = "torch"
-    source: str = "measured"
-    precision: str = "fp32"
-    batch: int = 1
-    schedule: str = "eager-1"
+    name: str = field(default="torch", kw_only=True)
+    source: str = field(default="measured", kw_only=True)
+    precision: str = field(default="fp32", kw_only=True)
+    batch: int = field(default=1, kw_only=True)
+    schedule: str = field(default="eager-1", kw_only=True)
 
     def __post_init__(self) -> None:
-        if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1:
-            raise ValueError(f"threads is {self.threads!r}; it must be a whole number of at least 1.")
+        check_threads(self.threads)
 
     def provenance(self) -> dict[str, dict[str, str | int]]:
-        return {
-            "machine": {
-                "cpu": cpu_model(),
-                "cores": os.cpu_count() or 1,
-                "system": f"{platform.system()} {platform.machine()}",
-            },
-            "software": {"torch": _torch_version()},
-        }
+        return {"machine": {"cpu": cpu_model(), **host()}, "software": {"torch": _torch_version()}}
 
     def time_ms(self, module: Any, spec: OpSpec, repeats: int) -> list[float]:
-        pixels = () if spec.kind == "linear" else (spec.size, spec.size)
-        return self._time(module, (self.batch, spec.in_channels, *pixels), repeats)
+        return self._time(module, input_shape(spec, self.batch), repeats)
+
+    def net(self, module: Any, input_shape: tuple[int, ...]) -> Callable[[], float]:
+        return lambda: self._time(module, input_shape, 1)[0]
 
     def time_net_ms(self, module: Any, input_shape: tuple[int, ...], repeats: int = 15) -> list[float]:
         """Time a whole network in the very same way as the rows of a table, so that both can be compared.
@@ -92,12 +133,7 @@ class TorchHost:
         Raises:
             ValueError: the module is in training mode, or repeats is not positive.
         """
-        if repeats < 1:
-            raise ValueError(f"repeats is {repeats}; it must be at least 1.")
-        taken: dict[str, list[float]] = {"net": []}
-        for _ in in_rounds({"net": lambda: self._time(module, input_shape, 1)[0]}, taken, repeats):
-            pass
-        return list(settled(taken["net"], repeats))
+        return net_repeats_ms(self.net(module, input_shape), repeats)
 
     def _time(self, module: Any, input_shape: tuple[int, ...], repeats: int) -> list[float]:
         import torch
@@ -105,12 +141,51 @@ class TorchHost:
         if any(part.training for part in module.modules()):
             raise ValueError("The module to be timed is in training mode, or a part of it; call .eval() first.")
         image = torch.randn(input_shape, generator=torch.Generator().manual_seed(0))
-        with torch.inference_mode(), _torch_threads(self.threads), _no_gc():
+        with torch.inference_mode(), torch_threads(self.threads), no_gc():
             sweep = torch.ones(SWEEP_BYTES // 4).sum
-            return _repeats_ms(lambda: module(image), sweep, repeats, _clock(self.threads))
+            return repeats_ms(lambda: module(image), sweep, repeats, clock(self.threads))
 
 
-RUNNERS: dict[str, Callable[..., Runner]] = {"torch": TorchHost}
+RUNNERS: dict[str, Callable[..., Runner]] = {
+    "torch": TorchHost,
+    "tvm-local": TvmLocal,
+    "tvm-rpc": TvmRpc,
+    "tvm-model": TvmModel,
+    "ort-local": OrtLocal,
+}
+
+
+def options_of(runner: str) -> dict[str, str]:
+    """The options of a runner beside `threads`, each with a line on what it is for.
+
+    Raises:
+        ValueError: an unknown runner.
+    """
+    fields: Any = dataclasses.fields(_runner_class(runner))
+    return {entry.name: entry.metadata["help"] for entry in fields if "help" in entry.metadata}
+
+
+def make_runner(runner: str, threads: int = 1, **options: Any) -> Runner:
+    """A runner by name; options that are None count as not given.
+
+    Raises:
+        ValueError: an unknown runner, an option it does not take, or a value it refuses.
+    """
+    known = options_of(runner)
+    given = {name: value for name, value in options.items() if value is not None}
+    strange = sorted(set(given) - set(known))
+    if strange:
+        others = [name for name in RUNNERS if set(strange) <= set(options_of(name))]
+        takes = f"it takes {', '.join(['threads', *known])}"
+        hint = f" The runner {' or '.join(map(repr, others))} does." if others else ""
+        raise ValueError(f"The runner {runner!r} takes no {', '.join(strange)}; {takes}.{hint}")
+    return RUNNERS[runner](threads, **given)
+
+
+def _runner_class(runner: str) -> Any:
+    if runner not in RUNNERS:
+        raise unknown("runner", runner, RUNNERS)
+    return RUNNERS[runner]
 
 
 def _torch_version() -> str:
@@ -119,64 +194,3 @@ def _torch_version() -> str:
         return importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def cpu_model() -> str:
-    """Name of this machine's CPU, with family and model where Linux tells: virtual machines shorten the name."""
-    fields: dict[str, str] = {}
-    with contextlib.suppress(OSError):  # not Linux
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            fields.setdefault(key.strip(), " ".join(filter(str.isprintable, value.split())))
-    if "model name" in fields and "cpu family" in fields:
-        return f"{fields['model name']} (family {fields['cpu family']} model {fields.get('model', '?')})"
-    if "CPU part" in fields:  # ARM Linux
-        return f"ARM implementer {fields.get('CPU implementer', '?')} part {fields['CPU part']}"
-    return fields.get("model name") or platform.processor() or platform.machine()
-
-
-def _repeats_ms(
-    run: Callable[[], Any], between: Callable[[], Any], repeats: int, clock: Callable[[], int]
-) -> list[float]:
-    """Latency in ms, `repeats` times: each the median of a few runs."""
-
-    def once_ms() -> float:
-        between()
-        begin = clock()
-        run()
-        return (clock() - begin) * 1e-6
-
-    for _ in range(2):  # first runs allocate and choose algorithms
-        run()
-    shortest_ms = max(min(once_ms() for _ in range(3)), 1e-6)
-    runs = max(MIN_RUNS, min(MAX_RUNS, round(REPEAT_MS / shortest_ms)))
-    return [statistics.median(once_ms() for _ in range(runs)) for _ in range(repeats)]
-
-
-def _clock(threads: int) -> Callable[[], int]:
-    """CPU time of this thread where it does all the work, so that other processes on its core do not count."""
-    fine = time.get_clock_info("thread_time").resolution < 1e-6
-    return time.thread_time_ns if threads == 1 and fine else time.perf_counter_ns
-
-
-@contextlib.contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _no_gc() -> Iterator[None]:
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

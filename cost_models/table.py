@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from .spec import OpSpec
 class LatencyTable:
     """Latency in ms per op shape on one device, read from a folder of device.toml and latency.csv.
 
-    Skip costs 0. An op without a row is fitted from the rows of its kind, unless `strict`.
+    Skip costs 0. An op without a row is fitted from the rows of its kind, unless `strict`. A calibration in device.toml
+    scales all costs and sets `net_cost`, so that sums meet whole networks (`cost_models.trust.Calibration`).
 
     Args:
         provenance: what was measured, where and how.
@@ -35,6 +37,8 @@ class LatencyTable:
         self.provenance = provenance
         self.rows = dict(rows)
         self.strict = strict
+        self.scale = float(provenance.calibration.get("scale", 1.0))
+        self.net_cost = float(provenance.calibration.get("offset_ms", 0.0))
         self._fits: dict[str, Fit] = {}
 
     def cost(self, spec: OpSpec) -> float:
@@ -46,8 +50,8 @@ class LatencyTable:
         if spec.kind == "skip":
             return 0.0
         if spec in self.rows:
-            return self.rows[spec].median_ms
-        return self._fitted_ms(spec)
+            return self.scale * self.rows[spec].median_ms
+        return self.scale * self._fitted_ms(spec)
 
     def source(self, spec: OpSpec) -> str:
         """ "measured" or "modelled" for a row, else "fitted". Raises what `cost` raises."""
@@ -55,6 +59,19 @@ class LatencyTable:
             return self.provenance.source
         self._fitted_ms(spec)
         return "fitted"
+
+    def uncalibrated(self) -> LatencyTable:
+        """The same rows without scale and offset."""
+        return LatencyTable(replace(self.provenance, calibration={}), self.rows, strict=self.strict)
+
+    def covers(self, specs: Iterable[OpSpec]) -> bool:
+        """Whether `cost` answers for all of them."""
+        try:
+            for spec in specs:
+                self.cost(spec)
+        except ValueError:
+            return False
+        return True
 
     def fit_error(self, kind: str) -> float | None:
         """Mean relative leave-one-out error of fitted ops of this kind; None where nothing is fitted."""
@@ -106,6 +123,9 @@ class LatencyTable:
             parts.append(f"{unfinished} rows have fewer than {about.repeats} repeats")
         kinds = sorted({spec.kind for spec in self.rows})
         errors = [f"{kind} {error:.0%}" for kind in kinds if (error := self.fit_error(kind)) is not None]
+        if about.calibration:
+            nets = about.calibration.get("nets", "?")
+            parts.append(f"calibrated on {nets} whole networks: {self.scale:.4g} x sum {self.net_cost:+.3g} ms")
         if self.strict:
             parts.append("ops without a row are refused")
         elif errors:

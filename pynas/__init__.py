@@ -5,7 +5,8 @@
 >>> pynas.count(net, (3, 224, 224))
 Counts(params=4321464, macs=249921848)
 
-The front door is `search`; `retrain`, `evaluate`, `export` and `measure` do its parts alone. Everything with a name
+The front door is `search`; `retrain`, `evaluate`, `export` and `measure` do its parts alone, `check_table` and
+`fit_table` look after latency tables. Everything with a name
 (spaces, strategies, formats, devices) is listed by `pynas list`.
 """
 
@@ -23,7 +24,8 @@ from pynas.strategies.random import RandomSearch
 from pynas.supernet import Supernet
 from pynas.training.train import Recipe
 
-from pynas.api import evaluate, export, measure, retrain, search  # isort: skip
+from pynas.api import evaluate, export, retrain, search  # isort: skip
+from pynas.measuring import check_table, fit_table, measure  # isort: skip
 
 fuse = _fuse.fuse
 published = _published.published
@@ -44,10 +46,12 @@ __all__ = [
     "Slot",
     "Supernet",
     "Trained",
+    "check_table",
     "cost_models",
     "count",
     "evaluate",
     "export",
+    "fit_table",
     "fuse",
     "measure",
     "published",

@@ -12,9 +12,6 @@ from typing import Any, Literal
 
 from torch import nn
 
-import cost_models
-from cost_models.names import unknown
-from cost_models.runners import RUNNERS
 from pynas import pipeline, settings
 from pynas.architecture import Architecture
 from pynas.console import Show
@@ -262,53 +259,3 @@ def _folder_of(run: str | Path | Run | Trained) -> Path:
     if run.folder is None:
         raise ValueError("This network was not trained in a run; give its module to export.")
     return run.folder
-
-
-def measure(
-    space: str = "fbnet_tiny",
-    device: str = "host",
-    *,
-    runner: str = "torch",
-    threads: int = 1,
-    repeats: int = 15,
-    space_options: dict[str, Any] | None = None,
-    quiet: bool = False,
-) -> cost_models.LatencyTable:
-    """Measures every distinct op of a space and writes a latency table that searches can use by the device's name.
-
-    The classifier is measured for several numbers of classes, so that the table serves data sets of any number.
-    Interrupted, the same call goes on where it stood.
-
-    Args:
-        space: Name of a search space.
-        device: Name of the table to write or complete.
-        runner: What times the ops: "torch" runs them on this machine.
-        threads: Of the runner. Part of a table's identity.
-        repeats: Timings of each op; the median counts.
-        space_options: Changes to the space, for instance {"classes": 10}.
-        quiet: Prints nothing.
-
-    Returns:
-        The table.
-    """
-    show = Show(quiet)
-    if device == "host" and threads != 1:
-        raise ValueError("The table 'host' is of one thread, as searches want it. Give this one a name of its own.")
-    made = pipeline.make_space(space, space_options or {})
-    if runner not in RUNNERS:
-        raise unknown("runner", runner, RUNNERS)
-    specs = sorted({*pipeline.space_specs(made), *pipeline.classifier_specs(made)})
-    folder = cost_models.device_folder(device)
-    show.line(f"{len(specs)} ops of space {space!r}, {repeats} timings each, into {folder}")
-    with show.bar(f"measuring {device}", len(specs)) as bar:
-        table = cost_models.measure(
-            specs,
-            build=pipeline.deployed,
-            runner=RUNNERS[runner](threads),
-            folder=folder,
-            name=device,
-            repeats=repeats,
-            report=bar.report,
-        )
-    show.line(table.describe())
-    return table

@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ArgumentError, auto_cli
 
 import cost_models
-from pynas import api
+from pynas import api, measuring
 from pynas.console import Show
 from pynas.export import FORMATS
 from pynas.info import info
@@ -58,7 +58,8 @@ COMMANDS: dict[str, Any] = {
     "retrain": api.retrain,
     "evaluate": api.evaluate,
     "export": api.export,
-    "measure": api.measure,
+    "measure": measuring.measure,
+    "table": {"_help": "Look at tables, make them.", "check": measuring.check_table, "fit": measuring.fit_table},
     "list": list_names,
     "info": info,
 }

@@ -27,6 +27,7 @@ from pynas.results import Run, Trained, read_candidates, save_model, write_candi
 from pynas.strategies import Candidate, Problem, Strategy
 from pynas.strategies.random import random_architectures
 from pynas.supernet import CostTable, cost_table
+from pynas.timed_nets import net_specs
 from pynas.training.data import Data, open_data
 from pynas.training.evaluate import accuracy
 from pynas.training.feed import Feed, batches
@@ -36,6 +37,7 @@ from pynas.training.train import Recipe, Training
 
 TIMINGS = 15
 CLASS_COUNTS = (2, 5, 10, 30, 100, 300, 1000)
+ELSEWHERE = ("cortex-a72",)  # devices that every result is priced on as well
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Plan:
         table: Its costs of the space's options.
         budget: In milliseconds, or None.
         recipe: How found networks are trained.
+        elsewhere: Other devices that the result is priced on.
     """
 
     config: Mapping[str, Any]
@@ -61,6 +64,7 @@ class Plan:
     table: CostTable
     budget: float | None
     recipe: Recipe
+    elsewhere: tuple[cost_models.LatencyTable, ...] = ()
 
 
 def make_plan(config: Mapping[str, Any], show: Show, folder: RunFolder | None = None) -> Plan:
@@ -100,7 +104,7 @@ def make_plan(config: Mapping[str, Any], show: Show, folder: RunFolder | None = 
         budget = float(f"{(bounds.low + bounds.high) / 2:.3g}")
     if budget is not None:
         check_budget(table, budget)
-    return Plan(config, space, strategy, data, device, table, budget, recipe)
+    return Plan(config, space, strategy, data, device, table, budget, recipe, open_elsewhere(space, device.name))
 
 
 def make_space(name: str, options: Mapping[str, Any]) -> SearchSpace:
@@ -167,6 +171,12 @@ def open_device(
     specs = space_specs(space)
     with show.bar("measuring this host", len(specs)) as bar:
         return cost_models.host_table(specs, build=deployed, report=bar.report)
+
+
+def open_elsewhere(space: SearchSpace, here: str) -> tuple[cost_models.LatencyTable, ...]:
+    """Tables of `ELSEWHERE` but for `here`, where there are any that can price every op of the space."""
+    found = [cost_models.find(name) for name in ELSEWHERE if name != here]
+    return tuple(table for table in found if table is not None and table.covers(space_specs(space)))
 
 
 def execute(plan: Plan, run: RunFolder, show: Show) -> Run:
@@ -286,6 +296,18 @@ def measured_ms(net: nn.Module, size: int) -> tuple[float, float]:
     return statistics.median(times), quarters[2] - quarters[0]
 
 
+def _priced(architecture: Architecture, space: SearchSpace, device: cost_models.LatencyTable) -> dict[str, Any]:
+    """What a network is predicted to cost on another device."""
+    specs = net_specs(space, architecture)
+    return {
+        "device": device.name,
+        "predicted_ms": cost_table(space, device).cost(architecture),
+        "source": device.provenance.source,
+        "fitted": sum(device.source(spec) == "fitted" for spec in specs),
+        "described": device.describe(),
+    }
+
+
 def _figures(
     plan: Plan, best: Candidate, trained: Trained, baseline: list[dict[str, Any]], last: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -307,6 +329,7 @@ def _figures(
         "predicted_ms": best.cost,
         "device": plan.device.describe(),
         "sources": dict(plan.table.sources),
+        "elsewhere": [_priced(best.architecture, plan.space, device) for device in plan.elsewhere],
         "measured_ms": median if on_host else None,
         "measured_spread_ms": spread if on_host else None,
         "baseline": [{"accuracy": record["accuracy"], "cost": record["cost"]} for record in baseline],

@@ -62,6 +62,7 @@ def _rows(run: Run) -> list[tuple[str, str]]:
         ("params / MACs", f"{figures['params']:,} / {figures['macs']:,}"),
         ("predicted latency", f"{figures['predicted_ms']:.3g} ms{_budget(figures)}"),
         ("measured latency", _measured(figures)),
+        *[(f"on {price['device']}", _elsewhere(price)) for price in figures.get("elsewhere", [])],
         ("random search", _baseline(figures)),
         *_collapse(figures),
         ("export", figures["export"]["check"]),
@@ -99,6 +100,11 @@ def _measured(figures: Mapping[str, Any]) -> str:
         f"{figures['measured_ms']:.3g} ms, spread {figures['measured_spread_ms']:.2g} ms, on this host, whole net "
         f"({ratio:.0%} of predicted)"
     )
+
+
+def _elsewhere(price: Mapping[str, Any]) -> str:
+    fitted = f", {price['fitted']} of its ops fitted" if price["fitted"] else ""
+    return f"{price['predicted_ms']:.3g} ms, {price['source']}{fitted}: {price['described']}"
 
 
 def _baseline(figures: Mapping[str, Any]) -> str:

@@ -87,7 +87,7 @@ def cost_table(space: SearchSpace, model: CostModel) -> CostTable:
     mask = torch.zeros(len(slots), width, dtype=torch.bool)
     sources: dict[str, int] = {}
     specs = list(space.fixed_specs())
-    fixed = sum(model.cost(spec) for spec in specs)
+    fixed = model.net_cost + sum(model.cost(spec) for spec in specs)
     for row, slot in enumerate(slots):
         for column, name in enumerate(slot.choice.options):
             spec = FAMILIES.get(slot.family).spec(slot, name)
