@@ -28,7 +28,7 @@ from .measure import host_table, measure
 from .places import Device, device_folder, devices, find, load
 from .provenance import Provenance
 from .rows import Row
-from .runners import RUNNERS, Runner, TorchHost
+from .runners import RUNNERS, Runner, TorchHost, make_runner, options_of
 from .spec import OpSpec
 from .table import LatencyTable, load_folder
 
@@ -53,5 +53,7 @@ __all__ = [
     "host_table",
     "load",
     "load_folder",
+    "make_runner",
     "measure",
+    "options_of",
 ]

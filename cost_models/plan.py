@@ -176,10 +176,7 @@ def plan(specs: Iterable[OpSpec], *, build: Build, runner: Runner, folder: str |
         _check_room(jobs)
     boards = 1
     if lacking and isinstance(runner, OnBoards):
-        reached = runner.boards()
-        boards = min(len(reached), len(lacking))
-        for board in reached:
-            board.close()
+        boards = min(len(runner.boards()), len(lacking))
     return Plan(about, where, runner, tuple(wanted), modules, jobs, boards)
 
 

@@ -87,7 +87,7 @@ class OnBoards(Protocol):
     """A compiling runner that times on other machines, several at a time."""
 
     def boards(self) -> list[Board]:
-        """The boards that can be reached now. They keep their connections until they are closed."""
+        """The boards that are there now. Each connects when it is first used, and lets go when it is closed."""
         ...
 
 

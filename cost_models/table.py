@@ -115,7 +115,8 @@ class LatencyTable:
         versions = [f"{package} {version}" for package, version in about.software.items()]
         threads = "1 thread" if about.threads == 1 else f"{about.threads} threads"
         runner = [] if about.runner in about.software else [about.runner]
-        conditions = ", ".join([*runner, *versions, threads, about.precision, f"batch {about.batch}"])
+        target = [f"for {about.build['target']}"] if "target" in about.build else []
+        conditions = ", ".join([*runner, *versions, *target, threads, about.precision, f"batch {about.batch}"])
         size = f"{len(self.rows)} rows, spread {self.spread:.1%}"
         parts = [f"{self.name}: {about.source} on {cpu} ({conditions}), {about.date}, {size}"]
         unfinished = sum(len(row.repeats_ms) < about.repeats for row in self.rows.values())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import sys
 import tempfile
@@ -13,13 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .compiling import Compiler, Job, check_output, compile_all, read_example
+from .compiling import Compiler, Job, cache, check_output, compile_all, read_example
 from .machine import cpu_model, host
 from .spec import OpSpec
 from .timing import check_threads, net_repeats_ms, runs_ms
 from .tvm_build import SCHEDULE
+from .tvm_build.tune import check_tune
 
-LIBRARY = "op.so"
+LIBRARY, TILES = "op.so", "tiles.json"
 MAIN = "main"
 
 
@@ -29,9 +32,13 @@ class TvmLocal:
 
     Each op is compiled in a process of its own, run against torch, and kept in the user's cache. It is timed the way
     `TorchHost` times: by the CPU time of the thread, with memory read between runs.
+
+    With `tune`, the tiles of every layer are chosen by timing a few of them when it is compiled; see `tvm_build.tune`.
+    Rows with other numbers of tiles never share a table.
     """
 
     threads: int = 1
+    tune: int = field(default=0, metadata={"help": "tiles to try for each layer, such as 4; 0 for the best guess"})
     name: str = field(default="tvm-local", kw_only=True)
     source: str = field(default="measured", kw_only=True)
     precision: str = field(default="fp32", kw_only=True)
@@ -40,17 +47,18 @@ class TvmLocal:
 
     def __post_init__(self) -> None:
         check_one_thread(self.name, self.threads)
+        check_tune(self.tune)
 
     def provenance(self) -> dict[str, dict[str, str | int]]:
         return {
             "machine": {"cpu": cpu_model(), **host()},
             "software": {"apache-tvm": tvm_version()},
-            "build": {"target": "host"},
+            "build": {"target": "host", **({"tune": self.tune} if self.tune else {})},
         }
 
     @property
     def compiler(self) -> Compiler:
-        return tvm_compiler("host")
+        return tvm_compiler("host", self.tune)
 
     def open(self, folder: Path) -> Callable[[], Any]:
         """What runs the compiled op once, after it gave torch's outputs.
@@ -103,28 +111,43 @@ def tvm_version() -> str:
     return importlib.metadata.version("apache-tvm")
 
 
-def tvm_compiler(target: str) -> Compiler:
-    """What compiles ops for a target of `tvm_build.targets`."""
+def tvm_compiler(target: str, tune: int = 0) -> Compiler:
+    """What compiles ops for a target of `tvm_build.targets`, with tiles chosen by timing `tune` of them, if any."""
     versions = {"apache-tvm": tvm_version(), "schedule": SCHEDULE}
     if target == "host":
         versions["cpu"] = cpu_model()
-    return Compiler("cost_models.tvm_local:compile_op", {"target": target}, versions)
+    if not tune:
+        return Compiler("cost_models.tvm_local:compile_op", {"target": target}, versions)
+    settings: dict[str, str | int] = {"target": target, "tune": tune}
+    return Compiler("cost_models.tvm_local:compile_op", settings, versions, seconds=6.0 + tune)
 
 
-def compile_op(module: Any, shape: tuple[int, ...], folder: Path, target: str) -> None:
+def compile_op(module: Any, shape: tuple[int, ...], folder: Path, target: str, tune: int = 0) -> None:
     """Compile a module to a shared library in `folder`; called in another process by `compile_all`.
 
-    Its outputs are compared with torch's here, under emulation for another machine, where that is installed.
+    Its outputs are compared with torch's here, under emulation for another machine, where that is installed. With
+    `tune`, the chosen tiles lie beside the library as tiles.json, for readers.
     """
-    from .tvm_build.build import build
+    from .tvm_build.build import compile_graph
     from .tvm_build.check import can_check, check
+    from .tvm_build.graph import read_graph
     from .tvm_build.targets import target as find
+    from .tvm_build.tune import tune_graph
 
-    cpu = find(target)
-    built = build(module, shape, cpu)
+    cpu, graph = find(target), read_graph(module, shape)
+    choices = tune_graph(graph, cpu, tune, tiles_memory(tvm_compiler(target, tune))) if tune else []
+    built = compile_graph(graph, cpu, {choice.layer: choice.tile for choice in choices})
     if can_check(cpu):
         check(built, module, shape)
     built.library(folder / LIBRARY)
+    if tune:
+        (folder / TILES).write_text(json.dumps([choice.note() for choice in choices], indent=1))
+
+
+def tiles_memory(compiler: Compiler) -> Path:
+    """The folder of the tiles that were chosen under a compiler's settings and versions."""
+    told = json.dumps([dict(compiler.settings), dict(compiler.versions)], sort_keys=True)
+    return cache() / f"tiles-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ loopback, and reach them through ssh: `ssh -N -L 9190:127.0.0.1:9190 user@board`
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +19,7 @@ from .names import unknown
 from .process import Died, LineProcess
 from .rpc_address import Address, boards_of, check_listening, check_server, parse, show
 from .spec import OpSpec
-from .timing import net_repeats_ms
+from .timing import MIN_RUNS, net_repeats_ms
 from .tvm_build import SCHEDULE
 from .tvm_build.targets import TARGETS
 from .tvm_local import check_one_thread, tvm_compiler, tvm_version
@@ -48,6 +49,7 @@ class TvmRpc:
     precision: str = field(default="fp32", kw_only=True)
     batch: int = field(default=1, kw_only=True)
     schedule: str = field(default=SCHEDULE, kw_only=True)
+    _kept: RpcBoard | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_one_thread(self.name, self.threads)
@@ -91,24 +93,27 @@ class TvmRpc:
     def boards(self) -> list[Board]:
         if self.tracker:
             number = boards_of(parse("tracker", self.tracker), self.key)
-            return [RpcBoard(self, None) for _ in range(number)]
-        return [RpcBoard(self, address) for address in self._addresses()]
+            return [self._first(), *(RpcBoard(self, None) for _ in range(number - 1))]
+        return [self._first(), *(RpcBoard(self, address) for address in self._addresses()[1:])]
 
     def time_ms(self, module: Path, spec: OpSpec, repeats: int) -> list[float]:
-        return time_patiently(self._one, module, repeats)
+        return time_patiently(self._first(), module, repeats)
 
     def net(self, module: Any, input_shape: tuple[int, ...]) -> Callable[[], float]:
-        """See `Runner.net`. Always on the first board; every repeat uploads the network again."""
+        """See `Runner.net`. Always on the first board. Every call uploads the network again, and takes the median of a
+        few latencies, among which an absurd one would be noticed."""
         folder = compile_all({0: Job("net", module, input_shape)}, self.compiler)[0]
-        return lambda: time_patiently(self._one, folder, 1)[0]
+        return lambda: statistics.median(time_patiently(self._first(), folder, MIN_RUNS))
 
     def time_net_ms(self, module: Any, input_shape: tuple[int, ...], repeats: int = 15) -> list[float]:
         """A whole network, timed as the rows of a table are; see `TorchHost.time_net_ms`."""
         return net_repeats_ms(self.net(module, input_shape), repeats)
 
-    @cached_property
-    def _one(self) -> RpcBoard:
-        return RpcBoard(self, None if self.tracker else self._addresses()[0])
+    def _first(self) -> RpcBoard:
+        """The board that is asked when one is enough; the same until it is closed, for it keeps TVM loaded."""
+        if self._kept is None or self._kept.closed:
+            self._kept = RpcBoard(self, None if self.tracker else self._addresses()[0])
+        return self._kept
 
     def _addresses(self) -> list[Address]:
         if self.tracker:
@@ -124,9 +129,9 @@ class TvmRpc:
             for address in self._addresses():
                 check_server(address, self.key)
         try:
-            answer = self._one.ask({}, CONNECT_SECONDS)
+            answer = self._first().ask({}, CONNECT_SECONDS)
         except Failed as error:
-            raise Unreachable(f"{self._one.name} {error}. Start board.py there again.") from error
+            raise Unreachable(f"{self._first().name} {error}. Start board.py there again.") from error
         about: dict[str, str] = answer["about"]
         return about
 
@@ -143,6 +148,7 @@ class RpcBoard:
         self._runner = runner
         self._address = address
         self._process = LineProcess("cost_models.board_session")
+        self.closed = False
         where = show(address) if address else f"{runner.key!r} of the tracker {runner.tracker}"
         self.name = f"The board {where}"
 
@@ -197,4 +203,5 @@ class RpcBoard:
             check_listening("board", self._address)
 
     def close(self) -> None:
+        self.closed = True
         self._process.kill()

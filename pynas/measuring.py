@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import cost_models
@@ -27,6 +28,8 @@ def measure(
     tracker: str | None = None,
     key: str | None = None,
     core: str | None = None,
+    tune: int | None = None,
+    timeout_s: int | None = None,
     threads: int = 1,
     repeats: int = 15,
     check: int = 0,
@@ -51,6 +54,8 @@ def measure(
         tracker: tvm-rpc: host:port of an RPC tracker, with `key`.
         key: tvm-rpc: of the boards at the tracker; all that are free work in parallel.
         core: tvm-model: name of a core, or a TOML file that describes one.
+        tune: tvm-local: how many ways to cut each layer are tried by timing, such as 4. Part of a table's identity.
+        timeout_s: tvm-rpc: seconds that one op may take on a board, with all repeats.
         threads: Of the runner. Part of a table's identity.
         repeats: Timings of each op; the median counts. A model, whose answers are all the same, is asked three times.
         check: Then time so many random whole networks and compare them with the sums of their rows, such as 30.
@@ -75,18 +80,23 @@ def measure(
     if calibrate and not check:
         raise ValueError("A calibration needs whole networks to be fitted on: add --check 30")
     made = pipeline.make_space(space, space_options or {})
-    times = make_runner(runner, threads, target=target, address=address, tracker=tracker, key=key, core=core)
+    board: dict[str, Any] = {"address": address, "tracker": tracker, "key": key, "timeout_s": timeout_s}
+    times = make_runner(runner, threads, **board, target=target, core=core, tune=tune)
     if getattr(times, "deterministic", False):
         repeats = FEWEST_REPEATS
     specs = sorted({*pipeline.space_specs(made), *pipeline.classifier_specs(made)})
     folder = cost_models.device_folder(name)
     work = plan(specs, build=pipeline.deployed, runner=times, folder=folder, name=name, repeats=repeats)
     show.line(f"space {space!r}: {work}")
+    began = time.monotonic()
     if work.jobs:
         with show.bar("compiling", len(work.jobs)) as bar:
             work.compile(bar.report)
+    compiled = time.monotonic()
     with show.bar(f"measuring {name}", repeats * len(work.modules)) as bar:
         table = work.time(bar.report)
+    ended = time.monotonic()
+    show.line(f"took {ended - began:.0f} s: compiling {compiled - began:.0f} s, timing {ended - compiled:.0f} s")
     show.line(table.describe())
     show.line(findings_text(self_check(table, specs)))
     if check:
@@ -171,7 +181,9 @@ def _checked(
     plain = table.uncalibrated()
     state = xdg("XDG_CACHE_HOME", ".cache") / "pynas" / "checks" / f"{table.name}-{space.name}-{nets}-{plain.hash}.json"
     state.parent.mkdir(parents=True, exist_ok=True)
-    with show.bar("whole networks", nets) as bar:
+    with show.bar("compiling networks", nets) as bar:
+        tables.compile_nets(space, runner, nets=nets, report=bar.report)
+    with show.bar("timing networks", nets) as bar:
         found = tables.check(space, plain, runner, nets=nets, state=state, report=bar.report)
     show.line(str(found))
     calibration = found.additivity.calibration

@@ -167,6 +167,16 @@ def test_ctrl_c_lets_the_boards_go_and_keeps_the_rows(tmp_path: Path) -> None:
     assert set(measured(tmp_path, Moody()).rows) == set(OPS)
 
 
+def test_a_whole_network_is_timed_with_the_same_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost_models.tvm_rpc, "compile_all", lambda jobs, compiler: dict.fromkeys(jobs, CONV.key))
+    monkeypatch.setattr(cost_models.tvm_rpc, "tvm_compiler", lambda target: None)
+    board = Moody([Failed("crashed"), Unreachable("refused"), [1.0, 25.0, 1.0], [1.0, 1.01, 1.02]])
+    runner: Any = make_runner("tvm-rpc", target="cortex-a72", address="127.0.0.1:1")
+    runner._kept = board
+    assert runner.net(None, (1, 3, 16, 16))() == pytest.approx(1.01 * additive_ms(CONV))
+    assert runner.time_net_ms(None, (1, 3, 16, 16), 3) == pytest.approx([additive_ms(CONV)] * 3)
+
+
 # --- who answers at an address ----------------------------------------------------------------------------------------
 
 

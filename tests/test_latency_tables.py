@@ -164,7 +164,8 @@ def test_binary_files_are_refused(tmp_path: Path) -> None:
 # --- where tables live ----------------------------------------------------------------------------------------------
 
 
-def test_devices_are_found_listed_and_suggested(tmp_path: Path) -> None:
+def test_devices_are_found_listed_and_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost_models.places, "SHIPPED", tmp_path / "nothing")
     assert [device.name for device in cost_models.devices()] == ["host"]
     toy_table().copy_to(cost_models.device_folder("toy"))
     assert [(device.name, device.source, device.rows) for device in cost_models.devices()] == [

@@ -56,7 +56,8 @@ def test_every_runner_says_what_its_options_are_for() -> None:
     for runner in RUNNERS:
         assert all(len(text) > 10 for text in options_of(runner).values())
     assert set(options_of("tvm-rpc")) == {"target", "address", "tracker", "key", "timeout_s"}
-    assert options_of("torch") == options_of("ort-local") == options_of("tvm-local") == {}
+    assert set(options_of("tvm-local")) == {"tune"}
+    assert options_of("torch") == options_of("ort-local") == {}
 
 
 def test_options_that_are_none_count_as_not_given() -> None:

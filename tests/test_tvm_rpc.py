@@ -23,7 +23,7 @@ from toy_device import CONV, LINEAR, POOL, Reference, contents
 import cost_models
 from cost_models import OpSpec, boards, load_folder, measure, rpc_address
 from cost_models.boards import Unreachable
-from cost_models.compiling import Job, folder_of
+from cost_models.compiling import Job, compile_all
 from cost_models.plan import Incomplete
 from cost_models.runners import make_runner
 
@@ -177,8 +177,6 @@ def test_a_server_that_crashes_is_started_again_and_waited_for(
             os.killpg(served.pid, signal.SIGKILL)
 
     assert set(on_board(native, tmp_path, report=crash).rows) == set(SMALL)
-    shape = (1, POOL.in_channels, POOL.size, POOL.size)
-    assert 0 < native.runner().time_net_ms(Reference(POOL).eval(), shape, 3)[0] < 1e3
 
 
 @pytest.mark.tvm
@@ -189,9 +187,9 @@ def test_wrong_outputs_on_the_board_are_no_row(
     if native.server is None or native.server.poll() is not None:
         native.start()
     native.wait()
-    on_board(native, tmp_path / "right")
     shape = (1, POOL.in_channels, POOL.size, POOL.size)
-    folder = folder_of(Job(POOL.key, Reference(POOL).eval(), shape), native.runner().compiler)
+    folders = compile_all({0: Job(POOL.key, Reference(POOL).eval(), shape)}, native.runner().compiler)
+    folder = folders[0]
     right = contents(folder)["expected.npy"]
     try:
         np.save(folder / "expected.npy", np.load(folder / "expected.npy") + 1)

@@ -24,6 +24,7 @@ class Core:
     target: str  # of cost_models.tvm_build
     mca_cpu: str  # for llvm-mca -mcpu; a twin where LLVM has no model of the core itself
     mca_model: str  # how the names of that model's resources start
+    wide_per_cycle: int  # 128-bit floating-point instructions that start in a cycle at most; 0: no limit
 
     def __post_init__(self) -> None:
         for name in ("frequency_ghz", "bandwidth_gb_s", "l2_kb"):
@@ -31,6 +32,9 @@ class Core:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not math.isfinite(value) or value <= 0:
                 raise ValueError(f"{name} of a core is {value!r}; it must be a positive number.")
+        wide = self.wide_per_cycle
+        if isinstance(wide, bool) or not isinstance(wide, int) or wide < 0:
+            raise ValueError(f"wide_per_cycle of a core is {wide!r}; it must be a whole number, 0 for no limit.")
         if not isinstance(self.overlap, bool):
             raise ValueError(f"overlap of a core is {self.overlap!r}; it must be true or false.")
         for name in ("title", "target", "mca_cpu", "mca_model"):
@@ -41,10 +45,11 @@ class Core:
     @property
     def description(self) -> str:
         """Everything that rows depend on, in one line: rows of other figures must not share a table."""
+        limit = f", at most {self.wide_per_cycle} 128-bit operation per cycle" if self.wide_per_cycle else ""
         return (
             f"{self.title}, modelled: {self.frequency_ghz:g} GHz, {self.bandwidth_gb_s:g} GB/s "
             f"{'beside' if self.overlap else 'after'} computing, L2 {self.l2_kb:g} KB, "
-            f"code for {self.target}, llvm-mca {self.mca_cpu}"
+            f"code for {self.target}, llvm-mca {self.mca_cpu}{limit}"
         )
 
 

@@ -12,7 +12,7 @@ What to trust and what not:
   runs a few times in a row is costed as if it went on for ever; where an inner loop is short its turns are laid out one
   after another (`pieces.py`), so that waiting for its last result is seen.
 - LLVM's models differ in care. Those of A53 and A57/A72 are old and used much; that of the A55 lets two 128-bit FMLA
-  start per cycle, though its two pipes are 64 bits wide: its tables are too fast where arithmetic decides.
+  start per cycle, though its two pipes are 64 bits wide, so `wide_per_cycle` of its core bounds it from below.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from cost_models.tvm_build.build import Built
 
 VERSION = "model-1"  # of the way code becomes milliseconds: change it when old and new rows must not mix
+WIDE = re.compile(r"f\w+ v\d+\.(?:8h|4s|2d)\b")
 UNCOUNTED = re.compile(r"|_*TVM\w*|__tvm_\w*")  # the runtime's functions, and calls through a register, are free
 
 
@@ -151,11 +152,16 @@ class TvmModel:
 
     def costs(self, built: Built, run: list[Piece]) -> list[KernelCost]:
         """What each kernel of compiled code costs, given what `executed` says."""
-        cycles = dict(zip(run, self._mca.cycles([piece.code for piece in run]), strict=True))
+        found = self._mca.cycles([piece.code for piece in run])
+        cycles = {piece: max(value, self._least_cycles(piece)) for piece, value in zip(run, found, strict=True)}
         return [
             self._cost(name, sum(cycles[piece] * piece.times for piece in run if owner(piece.function) == name), built)
             for name in built.kernels
         ]
+
+    def _least_cycles(self, piece: Piece) -> float:
+        limit = self.figures.wide_per_cycle
+        return sum(WIDE.match(line) is not None for line in piece.code) / limit if limit else 0.0
 
     def _cost(self, name: str, cycles: float, built: Built) -> KernelCost:
         moved = sum(_bytes_moved(call, self.figures.l2_kb) for call in built.calls if call.kernel == name)

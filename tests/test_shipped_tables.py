@@ -1,0 +1,94 @@
+"""The tables that come with the package: honest labels, whole spaces, usable offline without TVM."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cost_models
+import pynas
+from cost_models.places import SHIPPED
+from cost_models.trust import self_check
+from pynas import FBNet, Recipe
+from pynas.pipeline import make_space, space_specs
+from pynas.supernet import cost_table
+
+CORES = ("cortex-a55", "cortex-a72", "neoverse-n1")
+SPACES = ("fbnet", "fbnet32", "fbnet_tiny")
+NO_TVM = """
+import sys
+sys.modules["tvm"] = None  # importing it fails from here on
+import pynas
+pynas.cost_models.load("cortex-a72", strict=True)
+"""
+
+
+def test_all_that_is_shipped_is_known_here() -> None:
+    assert sorted(folder.name for folder in SHIPPED.iterdir()) == sorted(CORES)
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_nothing_modelled_is_called_measured(core: str) -> None:
+    table = cost_models.load(core)
+    assert (table.provenance.source, table.provenance.runner) == ("modelled", "tvm-model")
+    assert "modelled" in table.describe()
+    assert "measured" not in table.describe()
+    again = f"pynas measure --runner tvm-model --core {core} --space SPACE"
+    assert table.provenance.machine["rebuild"] == again
+
+
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("name", SPACES)
+def test_a_space_is_covered_without_a_fault(core: str, name: str) -> None:
+    space = make_space(name, {})
+    table = cost_models.load(core, strict=True)
+    assert set(cost_table(space, table).sources) == {"modelled"}
+    assert [finding for finding in self_check(table, space_specs(space)) if finding.check != "order"] == []
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_server_core_is_faster_than_a_phone_core(name: str) -> None:
+    fast, slow = (cost_table(make_space(name, {}), cost_models.load(core)) for core in ("neoverse-n1", "cortex-a55"))
+    assert bool((fast.values <= slow.values).all())
+    assert fast.fixed < slow.fixed
+
+
+def test_no_tvm_is_needed() -> None:
+    subprocess.run([sys.executable, "-P", "-c", NO_TVM], check=True, timeout=120)
+
+
+def test_search_for_a_device_that_is_not_here(tmp_path: Path) -> None:
+    run = pynas.search(
+        device="cortex-a72",
+        latency_ms=0.15,
+        out=str(tmp_path),
+        strategy=FBNet(epochs=2, warmup_epochs=1, batch_size=64, samples=2),
+        recipe=Recipe(epochs=1, batch_size=64),
+        limit=200,
+        baseline=0,
+        quiet=True,
+    )
+    figures = run.figures
+    assert 0.9 * 0.15 <= figures["predicted_ms"] <= 0.15
+    assert figures["measured_ms"] is None
+    assert figures["elsewhere"] == []
+    assert "modelled on Cortex-A72" in figures["device"]
+
+
+def test_a_result_is_priced_on_the_board_that_most_people_have(board: str, tmp_path: Path) -> None:
+    run = pynas.search(
+        device=board,
+        out=str(tmp_path),
+        strategy=FBNet(epochs=2, warmup_epochs=1, batch_size=64, samples=2),
+        recipe=Recipe(epochs=1, batch_size=64),
+        limit=200,
+        baseline=0,
+        quiet=True,
+    )
+    (price,) = run.figures["elsewhere"]
+    table = cost_table(make_space("fbnet_tiny", {}), cost_models.load("cortex-a72"))
+    assert price["predicted_ms"] == pytest.approx(table.cost(run.best))
+    assert (price["device"], price["source"], price["fitted"]) == ("cortex-a72", "modelled", 0)
