@@ -83,7 +83,7 @@ def cache() -> Path:
 
 def compiled(job: Job, compiler: Compiler) -> bool:
     """Whether a job's files are there."""
-    return (folder_of(job, compiler) / DONE).is_file()
+    return _whole(folder_of(job, compiler))
 
 
 def compile_all(
@@ -105,7 +105,7 @@ def compile_all(
         OSError: the cache cannot be written.
     """
     folders = {key: folder_of(job, compiler) for key, job in jobs.items()}
-    lacking = [key for key, folder in folders.items() if not (folder / DONE).is_file()]
+    lacking = [key for key, folder in folders.items() if not _whole(folder)]
     if not lacking:
         return folders
     _tidy(cache())
@@ -199,13 +199,24 @@ def _compile_in(worker: LineProcess, job: Job, compiler: Compiler, folder: Path)
         if "error" in answer:
             return str(answer["error"])
         (made / "module.pickle").unlink()
-        (made / DONE).write_text(json.dumps({"label": job.label, "shape": job.shape, **compiler.versions}))
-        if not (folder / DONE).is_file():
+        sizes = {path.name: path.stat().st_size for path in made.iterdir()}
+        about = {"label": job.label, "shape": job.shape, **compiler.versions, "sizes": sizes}
+        (made / DONE).write_text(json.dumps(about))
+        if not _whole(folder):
             shutil.rmtree(folder, ignore_errors=True)  # of a version that was broken by hand
             made.rename(folder)
         return None
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _whole(folder: Path) -> bool:
+    """Whether all files of a compiled op are there in full: loading half a library would kill this process."""
+    try:
+        sizes = json.loads((folder / DONE).read_text(encoding="utf-8"))["sizes"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _pickled(module: Any) -> bytes:

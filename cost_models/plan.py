@@ -25,6 +25,7 @@ from .timing import input_shape, runs_per_repeat
 SAVE_SECONDS = 0.5
 HOST_MACS_PER_MS, BOARD_MACS_PER_MS = 8e6, 1e6  # for estimates of time only
 SWEEP_MS = 1.5  # likewise
+MODEL_OP_SECONDS = 1.5  # likewise: to compile, emulate and price
 BOARD_OP_SECONDS = 1.0  # likewise: to connect and upload
 
 Report = Callable[[int, int, float], None]  # done, in all, seconds left
@@ -88,6 +89,8 @@ class Plan:
     def time_seconds(self) -> float:
         """About how long `time` will take."""
         boards = isinstance(self.runner, OnBoards)
+        if getattr(self.runner, "deterministic", False):
+            return MODEL_OP_SECONDS * len(self.modules)
         macs_per_ms = BOARD_MACS_PER_MS if boards else HOST_MACS_PER_MS
         total = 0.0
         for spec in self.modules:
@@ -200,7 +203,13 @@ def known_rows(folder: Path, about: Provenance) -> dict[OpSpec, Row]:
 
 def save_rows(folder: Path, about: Provenance, known: dict[OpSpec, Row]) -> None:
     """Write both files, with the rows that another process may have added meanwhile and the calibration found there."""
-    table = known_rows(folder, about) | known
+    present = known_rows(folder, about)
+    longer = {
+        spec: row
+        for spec, row in present.items()
+        if spec in known and len(row.repeats_ms) > len(known[spec].repeats_ms)
+    }
+    table = present | known | longer
     if (folder / provenance.FILE).is_file():
         about = replace(about, calibration=Provenance.read(folder).calibration)
     try:

@@ -92,7 +92,7 @@ class LineProcess:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115
         self._answers = queue.Queue()
         process = subprocess.Popen(
-            [sys.executable, "-m", self._module],
+            [sys.executable, "-P", "-m", self._module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,

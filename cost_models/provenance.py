@@ -66,6 +66,19 @@ class Provenance:
                 number = isinstance(value, float) and title == "calibration" and math.isfinite(value)
                 if not number and (not isinstance(value, str | int) or not str(value).isprintable()):
                     raise ValueError(f"{key} in [{title}] is {value!r}; it must be a line of text or a whole number.")
+        self._check_calibration()
+
+    def _check_calibration(self) -> None:
+        if not self.calibration:
+            return
+        values = [self.calibration.get("scale"), self.calibration.get("offset_ms")]
+        numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+        if len(numbers) < 2 or not (0 < numbers[0] < math.inf and 0 <= numbers[1] < math.inf):
+            raise ValueError(
+                f"[calibration] has scale {values[0]!r} and offset_ms {values[1]!r}; the first must be a positive "
+                "number, the second 0 or more. Delete the section, or make it anew: pynas measure ... --check 30 "
+                "--calibrate true"
+            )
 
     @classmethod
     def of(cls, name: str, runner: Runner, repeats: int) -> Provenance:

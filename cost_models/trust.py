@@ -347,9 +347,12 @@ def calibrate(
 
 
 def _line(predicted: Floats, measured: Floats) -> tuple[float, float]:
-    """Scale and offset by least squares on the relative error; networks too much alike to tell both get a scale."""
+    """Scale and offset >= 0 by least squares on the relative error; networks too much alike to tell both get a scale.
+
+    Random networks are seldom near the cheapest one, which a negative offset would make absurdly cheap.
+    """
     table = np.stack([predicted / measured, 1 / measured], axis=1)
     (scale, offset), *_ = np.linalg.lstsq(table, np.ones(len(table)), rcond=None)
-    if np.ptp(predicted) < 1e-6 * predicted.mean() or scale <= 0:
+    if np.ptp(predicted) < 1e-6 * predicted.mean() or scale <= 0 or offset < 0:
         return float(table[:, 0].sum() / (table[:, 0] ** 2).sum()), 0.0
     return float(scale), float(offset)

@@ -22,9 +22,12 @@ from .spec import OpSpec
 from .timing import MIN_RUNS, net_repeats_ms
 from .tvm_build import SCHEDULE
 from .tvm_build.targets import TARGETS
+from .tvm_build.targets import target as find
 from .tvm_local import check_one_thread, tvm_compiler, tvm_version
 
 CONNECT_SECONDS = 60.0  # for loading TVM and a first answer
+
+FAMILIES = {"x86_64": "x86", "AMD64": "x86", "aarch64": "aarch64", "arm64": "aarch64", "armv7l": "armv7"}  # by uname
 
 
 @dataclass
@@ -76,11 +79,22 @@ class TvmRpc:
         if self.target not in TARGETS:
             raise unknown("target", self.target, TARGETS)
         about = {name: text for name, text in self.about.items() if text}
+        self._check_family(about.get("system", ""))
         return {
             "machine": {"cpu": "unknown", **about},
             "software": {"apache-tvm": version},
             "build": {"target": self.target},
         }
+
+    def _check_family(self, system: str) -> None:
+        """Raise ValueError if the board says that it runs code of another family than the target's."""
+        machine = system.split()[-1] if system else ""
+        family = find(self.target).family
+        if FAMILIES.get(machine, family) != family:
+            raise ValueError(
+                f"The target {self.target!r} is {family} code, but the board is a {machine}. "
+                "Name its CPU with --target; run `lscpu` there to see it."
+            )
 
     @property
     def compiler(self) -> Compiler:

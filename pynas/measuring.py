@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from typing import Any
 
@@ -179,7 +180,9 @@ def _checked(
     if not hasattr(runner, "net"):
         raise ValueError(f"The runner {runner.name!r} cannot time whole networks; leave out --check.")
     plain = table.uncalibrated()
-    state = xdg("XDG_CACHE_HOME", ".cache") / "pynas" / "checks" / f"{table.name}-{space.name}-{nets}-{plain.hash}.json"
+    asked = f"{plain.hash} {runner.name} {space.name} {space.options()} {nets}"
+    name = f"{table.name}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.json"
+    state = xdg("XDG_CACHE_HOME", ".cache") / "pynas" / "checks" / name
     state.parent.mkdir(parents=True, exist_ok=True)
     with show.bar("compiling networks", nets) as bar:
         tables.compile_nets(space, runner, nets=nets, report=bar.report)

@@ -104,7 +104,8 @@ def make_plan(config: Mapping[str, Any], show: Show, folder: RunFolder | None = 
         budget = float(f"{(bounds.low + bounds.high) / 2:.3g}")
     if budget is not None:
         check_budget(table, budget)
-    return Plan(config, space, strategy, data, device, table, budget, recipe, open_elsewhere(space, device.name))
+    elsewhere = open_elsewhere(space, device.name, show)
+    return Plan(config, space, strategy, data, device, table, budget, recipe, elsewhere)
 
 
 def make_space(name: str, options: Mapping[str, Any]) -> SearchSpace:
@@ -173,10 +174,18 @@ def open_device(
         return cost_models.host_table(specs, build=deployed, report=bar.report)
 
 
-def open_elsewhere(space: SearchSpace, here: str) -> tuple[cost_models.LatencyTable, ...]:
+def open_elsewhere(space: SearchSpace, here: str, show: Show) -> tuple[cost_models.LatencyTable, ...]:
     """Tables of `ELSEWHERE` but for `here`, where there are any that can price every op of the space."""
-    found = [cost_models.find(name) for name in ELSEWHERE if name != here]
-    return tuple(table for table in found if table is not None and table.covers(space_specs(space)))
+    found = []
+    for name in ELSEWHERE:
+        try:
+            table = cost_models.find(name) if name != here else None
+        except (ValueError, OSError) as error:  # a further price is no reason to stop
+            show.line(f"{name} is left out of the result: {error}")
+            continue
+        if table is not None and table.covers(space_specs(space)):
+            found.append(table)
+    return tuple(found)
 
 
 def execute(plan: Plan, run: RunFolder, show: Show) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import statistics
@@ -186,6 +187,36 @@ def test_the_users_table_hides_a_shipped_one(tmp_path: Path, monkeypatch: pytest
     assert cost_models.load("toy").cost(CONV) == 1
     LatencyTable(ABOUT, {CONV: Row(CONV, (2.0,))}).copy_to(cost_models.device_folder("toy"))
     assert cost_models.load("toy").cost(CONV) == 2
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        "scale = -1.0\noffset_ms = 0.0",
+        "scale = 0.0\noffset_ms = 0.0",
+        'scale = "abc"\noffset_ms = 0.0',
+        "scale = 1.1",
+        "scale = 1.0\noffset_ms = -100.0",
+    ],
+)
+def test_a_calibration_that_makes_no_sense_is_refused(section: str) -> None:
+    folder = toy_table().copy_to(cost_models.device_folder("toy"))
+    about = folder / "device.toml"
+    about.write_text(about.read_text() + f"\n[calibration]\n{section}\n")
+    with pytest.raises(ValueError, match=r"device\.toml: \[calibration\] has scale .* --calibrate true"):
+        cost_models.load("toy")
+
+
+def test_a_calibration_scales_rows_and_is_added_once() -> None:
+    plain = toy_table()
+    about = dataclasses.replace(plain.provenance, calibration={"scale": 1.5, "offset_ms": 0.25, "nets": 30})
+    plain.copy_to(cost_models.device_folder("toy"))
+    LatencyTable(about, plain.rows).copy_to(cost_models.device_folder("toy"))
+    table = cost_models.load("toy")
+    assert table.cost(CONV) == pytest.approx(1.5 * plain.cost(CONV))
+    assert (table.net_cost, plain.net_cost) == (0.25, 0)
+    assert "calibrated on 30 whole networks: 1.5 x sum +0.25 ms" in table.describe()
+    assert table.uncalibrated().cost(CONV) == plain.cost(CONV)
 
 
 def test_a_renamed_folder_is_refused() -> None:

@@ -139,7 +139,7 @@ def test_the_target_is_part_of_a_tables_identity_and_a_calibration_is_not(tmp_pa
     a53 = dataclasses.replace(ABOUT, build={"target": "cortex-a53"})
     assert len({ABOUT.fingerprint, a72.fingerprint, a53.fingerprint}) == 3
     assert a72.differences(a53) == "target 'cortex-a72' against 'cortex-a53'"
-    calibrated = dataclasses.replace(a72, calibration={"scale": 1.25, "offset_ms": -0.5, "nets": 30})
+    calibrated = dataclasses.replace(a72, calibration={"scale": 1.25, "offset_ms": 0.5, "nets": 30})
     assert not calibrated.differences(a72)
     (tmp_path / "device.toml").write_text(calibrated.to_toml(rows=0, spread=0.0))
     assert Provenance.read(tmp_path) == calibrated
@@ -170,10 +170,10 @@ def test_broken_sections_are_refused(tmp_path: Path, section: str, words: str) -
 def test_measuring_more_keeps_a_calibration(tmp_path: Path) -> None:
     measure([CONV], build=str, runner=Clockwork(), folder=tmp_path, name="toy", repeats=3)
     table = load_folder(tmp_path)
-    about = dataclasses.replace(table.provenance, calibration={"scale": 1.5})
+    about = dataclasses.replace(table.provenance, calibration={"scale": 1.5, "offset_ms": 0.5})
     cost_models.LatencyTable(about, table.rows).copy_to(tmp_path)
     measure([POOL], build=str, runner=Clockwork(), folder=tmp_path, name="toy", repeats=3)
-    assert load_folder(tmp_path).provenance.calibration == {"scale": 1.5}
+    assert load_folder(tmp_path).provenance.calibration == {"scale": 1.5, "offset_ms": 0.5}
 
 
 # --- the cache of compiled ops ----------------------------------------------------------------------------------------
@@ -299,6 +299,31 @@ def test_a_runtime_fills_a_table_and_finds_wrong_outputs(name: str, tmp_path: Pa
         again.time()
     with pytest.raises(ValueError, match="is empty"):
         load_folder(tmp_path / "again")
+
+
+def test_half_a_compiled_file_is_compiled_again(tmp_path: Path) -> None:
+    runner: Any = make_runner("ort-local")
+    planned(tmp_path / "toy", runner, [CONV]).compile()
+    job = planned(tmp_path / "toy", runner, [CONV])
+    assert not job.jobs
+    folder = folder_of(
+        Job(CONV.key, Reference(CONV).eval(), (1, CONV.in_channels, CONV.size, CONV.size)), runner.compiler
+    )
+    (folder / "op.onnx").write_bytes((folder / "op.onnx").read_bytes()[:-20])
+    again = planned(tmp_path / "toy", runner, [CONV])
+    assert list(again.jobs) == [CONV]
+    assert set(again.run().rows) == {CONV}
+
+
+@pytest.mark.parametrize("target", ["armv7", "cortex-a72"])
+def test_code_that_a_board_cannot_run_is_refused_before_it_is_compiled(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner: Any = make_runner("tvm-rpc", target=target, address="127.0.0.1:1")
+    monkeypatch.setattr("cost_models.tvm_rpc.tvm_version", lambda: "1")
+    runner.__dict__["about"] = {"cpu": "some", "system": "Linux x86_64"}
+    with pytest.raises(ValueError, match=f"target '{target}' is .* code, but the board is a x86_64"):
+        runner.provenance()
 
 
 def test_several_threads_of_onnxruntime_are_another_table() -> None:

@@ -13,7 +13,8 @@ import pynas
 from cost_models.places import SHIPPED
 from cost_models.trust import self_check
 from pynas import FBNet, Recipe
-from pynas.pipeline import make_space, space_specs
+from pynas.console import Show
+from pynas.pipeline import make_space, open_elsewhere, space_specs
 from pynas.supernet import cost_table
 
 CORES = ("cortex-a55", "cortex-a72", "neoverse-n1")
@@ -92,3 +93,11 @@ def test_a_result_is_priced_on_the_board_that_most_people_have(board: str, tmp_p
     table = cost_table(make_space("fbnet_tiny", {}), cost_models.load("cortex-a72"))
     assert price["predicted_ms"] == pytest.approx(table.cost(run.best))
     assert (price["device"], price["source"], price["fitted"]) == ("cortex-a72", "modelled", 0)
+
+
+def test_a_damaged_table_of_another_device_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = cost_models.device_folder("cortex-a72")
+    broken.mkdir(parents=True)
+    (broken / "device.toml").write_text("name = ")
+    assert open_elsewhere(make_space("fbnet_tiny", {}), "host", Show()) == ()
+    assert "cortex-a72 is left out of the result" in capsys.readouterr().out

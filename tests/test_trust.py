@@ -159,9 +159,15 @@ def test_calibration_recovers_scale_and_offset() -> None:
     assert found.apply(10) == pytest.approx(15)
 
 
+def test_calibration_never_makes_small_networks_free() -> None:
+    found = calibrate(SUMS, 1.2 * SUMS - 0.5 * SUMS.min())
+    assert found.offset_ms == 0
+    assert 0 < found.scale < 1.2
+
+
 def test_calibration_is_judged_on_networks_left_out() -> None:
     """With a network in each part, that is a fit on all the others."""
-    measured = SUMS * np.random.default_rng(1).normal(1, 0.1, 24)
+    measured = SUMS * np.random.default_rng(1).normal(1, 0.1, 24) + 5 * SUMS.mean()
     errors = []
     for index in range(24):
         x, y = np.delete(SUMS, index), np.delete(measured, index)

@@ -105,7 +105,7 @@ class TvmModel:
         again = f"pynas measure --runner tvm-model --core {self.core} --space SPACE"
         return {
             "machine": {"cpu": self.figures.description, "rebuild": again},
-            "software": {"tvm": importlib.metadata.version("apache-tvm"), "llvm-mca": self._mca.version},
+            "software": {"apache-tvm": importlib.metadata.version("apache-tvm"), "llvm-mca": self._mca.version},
         }
 
     def time_ms(self, module: Any, spec: OpSpec, repeats: int) -> list[float]:
