@@ -117,7 +117,9 @@ class LatencyTable:
         runner = [] if about.runner in about.software else [about.runner]
         target = [f"for {about.build['target']}"] if "target" in about.build else []
         conditions = ", ".join([*runner, *versions, *target, threads, about.precision, f"batch {about.batch}"])
-        size = f"{len(self.rows)} rows, spread {self.spread:.1%}"
+        size = f"{len(self.rows)} rows"
+        if about.source == "measured":  # a model says the same every time
+            size += f", spread {self.spread:.1%}"
         parts = [f"{self.name}: {about.source} on {cpu} ({conditions}), {about.date}, {size}"]
         unfinished = sum(len(row.repeats_ms) < about.repeats for row in self.rows.values())
         if unfinished:

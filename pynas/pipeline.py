@@ -313,7 +313,7 @@ def _priced(architecture: Architecture, space: SearchSpace, device: cost_models.
         "predicted_ms": cost_table(space, device).cost(architecture),
         "source": device.provenance.source,
         "fitted": sum(device.source(spec) == "fitted" for spec in specs),
-        "described": device.describe(),
+        "runner": device.provenance.runner,
     }
 
 

@@ -104,7 +104,7 @@ def _measured(figures: Mapping[str, Any]) -> str:
 
 def _elsewhere(price: Mapping[str, Any]) -> str:
     fitted = f", {price['fitted']} of its ops fitted" if price["fitted"] else ""
-    return f"{price['predicted_ms']:.3g} ms, {price['source']}{fitted}: {price['described']}"
+    return f"{price['predicted_ms']:.3g} ms, {price['source']} by {price['runner']}{fitted}; see: pynas list devices"
 
 
 def _baseline(figures: Mapping[str, Any]) -> str:

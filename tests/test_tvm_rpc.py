@@ -16,7 +16,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from toy_device import CONV, LINEAR, POOL, Reference, contents
 
@@ -26,6 +25,8 @@ from cost_models.boards import Unreachable
 from cost_models.compiling import Job, compile_all
 from cost_models.plan import Incomplete
 from cost_models.runners import make_runner
+
+psutil = pytest.importorskip("psutil", reason="psutil is not installed: pip install 'pynas[tvm]'")
 
 BENCH = Path(__file__).parents[1] / "bench" / "emulated_board.py"
 
