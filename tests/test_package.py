@@ -57,7 +57,12 @@ def test_cost_models_need_no_torch() -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings(name: str) -> None:
-    module = importlib.import_module(name)
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != "tvm":
+            raise
+        pytest.skip("TVM is not installed")
     assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0
     assert module.__doc__, f"{name} does not say what it is"
 
