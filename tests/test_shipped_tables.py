@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,13 @@ from pynas.supernet import cost_table
 
 CORES = ("cortex-a55", "cortex-a72", "neoverse-n1")
 SPACES = ("fbnet", "fbnet32", "fbnet_tiny")
+QUICK: dict[str, Any] = {
+    "strategy": FBNet(epochs=2, warmup_epochs=1, batch_size=64, samples=2),
+    "recipe": Recipe(epochs=1, batch_size=64),
+    "limit": 200,
+    "baseline": 0,
+    "quiet": True,
+}
 NO_TVM = """
 import sys
 sys.modules["tvm"] = None  # importing it fails from here on
@@ -66,11 +74,7 @@ def test_search_for_a_device_that_is_not_here(tmp_path: Path) -> None:
         device="cortex-a72",
         latency_ms=0.15,
         out=str(tmp_path),
-        strategy=FBNet(epochs=2, warmup_epochs=1, batch_size=64, samples=2),
-        recipe=Recipe(epochs=1, batch_size=64),
-        limit=200,
-        baseline=0,
-        quiet=True,
+        **QUICK,
     )
     figures = run.figures
     assert 0.9 * 0.15 <= figures["predicted_ms"] <= 0.15
@@ -83,11 +87,7 @@ def test_a_result_is_priced_on_the_board_that_most_people_have(board: str, tmp_p
     run = pynas.search(
         device=board,
         out=str(tmp_path),
-        strategy=FBNet(epochs=2, warmup_epochs=1, batch_size=64, samples=2),
-        recipe=Recipe(epochs=1, batch_size=64),
-        limit=200,
-        baseline=0,
-        quiet=True,
+        **QUICK,
     )
     (price,) = run.figures["elsewhere"]
     table = cost_table(make_space("fbnet_tiny", {}), cost_models.load("cortex-a72"))
