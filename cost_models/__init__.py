@@ -7,7 +7,7 @@
 What lies where
 - ops and prices: spec, base, analytic; table, rows, provenance, fit; places (where tables lie).
 - filling a table: plan, measure, steady; runners, with timing, machine, compiling and compile_worker shared by
-  ort_local, tvm_local and tvm_rpc (boards, rpc_address, board_session, process; board.py runs on the board itself).
+  ort_local, tvm_local and tvm_rpc (boards, alike, rpc_address, board_session, process; board.py runs on the board).
 - code for a CPU: tvm_build. Its cost without a board: tvm_model.
 - trusting a table: trust, agreement; fitting one from whole networks: additive, verdict, drift, ridge.
 

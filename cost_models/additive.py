@@ -23,7 +23,7 @@ from .ridge import Ridge
 from .rows import Row, check_ms
 from .spec import OpSpec
 from .table import LatencyTable
-from .verdict import Verdict, judge
+from .verdict import EXACT, Verdict, judge
 
 Net = tuple[OpSpec, ...]
 
@@ -137,10 +137,12 @@ def fit_table(
         seed: Of the parts.
 
     Raises:
-        ValueError: Fewer than 20 different networks, lengths that differ, or a latency that is not positive.
+        ValueError: Fewer than 20 different networks, lengths that differ, a latency that is not positive, or networks
+            that all take as long, to within half a percent or the steps in which their latencies are given.
     """
     distinct, repeats = _grouped(nets, latencies_ms)
     measured = np.array([statistics.median(timings) for timings in repeats])
+    _check_varied(measured, np.array(latencies_ms, dtype=np.float64))
     part = np.random.default_rng(seed).permutation(len(distinct)) % folds
     specs = _specs(distinct)
     counts, about = _counts(distinct, specs), np.array([features(spec) for spec in specs])
@@ -187,6 +189,23 @@ def _grouped(nets: Sequence[Sequence[OpSpec]], latencies_ms: Sequence[float]) ->
             f"there are {len(timings)}."
         )
     return list(timings), list(timings.values())
+
+
+def _check_varied(measured: Floats, timings: Floats) -> None:
+    """Refuse networks that all take as long: one op that all have would explain that, whatever the others cost."""
+    low, high = np.quantile(measured, [0.05, 0.95])  # a few wild timings must not hide it
+    middle = float(np.median(measured))
+    values = np.unique(np.round(timings / middle, 9)) * middle
+    step = float(np.diff(values).min()) if len(values) > 1 else 0.0
+    if np.clip(measured, low, high).std() > max(step, EXACT * middle):
+        return
+    about = f"{low:.6g} ms" if low == high else f"{low:.6g} to {high:.6g} ms"
+    coarse = f" and are given in steps of {step:.3g} ms" if low < high and step > EXACT * middle else ""
+    raise ValueError(
+        f"It cannot be told whether the device is additive, nor what an op costs: nearly all of the {len(measured)} "
+        f"networks take {about}{coarse}, however different they are. See whether the latencies belong to these "
+        "networks; if so, time them with more digits, or many runs in one timing."
+    )
 
 
 def _specs(nets: Sequence[Net]) -> list[OpSpec]:

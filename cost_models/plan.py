@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import provenance, rows
+from .alike import AllAlike, watched
 from .boards import time_on_boards
 from .compiling import START_SECONDS, WORKERS, Job, cache, compile_all, compiled
 from .files import write_atomic
@@ -114,6 +115,19 @@ class Plan:
         parts.append(f"{self.about.repeats} timings each: about {_duration(self.time_seconds)}")
         return f"{'; '.join(parts)}; into {self.folder}"
 
+    def kept(self) -> str:
+        """What a person is told who has stopped it."""
+        known = known_rows(self.folder, self.about)
+        timings = [len(known[spec].repeats_ms) for spec in self.ops if spec in known]
+        done = sum(number >= self.about.repeats for number in timings)
+        parts = [f"{done} of {len(self.ops)} ops with all their timings"]
+        if len(timings) > done:
+            parts.append(f"{len(timings) - done} with some")
+        if self.jobs and isinstance(self.runner, Compiling):
+            ready = sum(compiled(job, self.runner.compiler) for job in self.jobs.values())
+            parts.append(f"{ready} of {len(self.jobs)} compiled")
+        return f"Kept: {', '.join(parts)}; the rows are in {self.folder}."
+
     def compile(self, report: Report | None = None) -> None:
         """Compile what is not in the cache, if the runner compiles at all; see `compiling.compile_all`."""
         if isinstance(self.runner, Compiling) and self.jobs:
@@ -127,6 +141,7 @@ class Plan:
             try:
                 self._time(known, ready, report)
             finally:
+                self.about = Provenance.of(self.about.name, self.runner, self.about.repeats)  # may know more by now
                 save_rows(self.folder, self.about, known)
         return load_folder(self.folder)
 
@@ -202,7 +217,7 @@ def known_rows(folder: Path, about: Provenance) -> dict[OpSpec, Row]:
 
 
 def save_rows(folder: Path, about: Provenance, known: dict[OpSpec, Row]) -> None:
-    """Write both files, with the rows that another process may have added meanwhile and the calibration found there."""
+    """Write both files, with the rows that another process may have added, and calibration and fit as found there."""
     present = known_rows(folder, about)
     longer = {
         spec: row
@@ -211,7 +226,8 @@ def save_rows(folder: Path, about: Provenance, known: dict[OpSpec, Row]) -> None
     }
     table = present | known | longer
     if (folder / provenance.FILE).is_file():
-        about = replace(about, calibration=Provenance.read(folder).calibration)
+        there = Provenance.read(folder)
+        about = replace(about, calibration=there.calibration, fit=there.fit)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         spread = rows.spread(table.values()) if table else 0.0
@@ -267,7 +283,11 @@ def _fill_from_boards(
             left = len(ready) - len(done)
             report(repeats * len(done), repeats * len(ready), left * (time.monotonic() - begin) / len(done))
 
-    return time_on_boards(runner.boards(), ready, repeats, receive)
+    boards, watch = watched(runner.boards())
+    try:
+        return time_on_boards(boards, ready, repeats, receive)
+    except AllAlike:
+        return watch.missing(ready)
 
 
 def _job(spec: OpSpec, module: Any, runner: Runner) -> Job:

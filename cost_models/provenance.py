@@ -31,7 +31,9 @@ TYPES = {
     "machine": dict,
     "software": dict,
 }
-SECTIONS = ("machine", "software", "build", "calibration")
+LATER = ("calibration", "fit")  # sections that say how good a table is; no conditions of its rows
+SECTIONS = ("machine", "software", "build", *LATER)
+NOTES = {"fit": "  # of rows to whole networks; errors are fractions, on networks left out of the fit"}
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Provenance:
     software: Mapping[str, str | int] = field(default_factory=dict)  # versions; all must agree
     build: Mapping[str, str | int] = field(default_factory=dict)  # how ops became code, as "target"; all must agree
     calibration: Mapping[str, str | int | float] = field(default_factory=dict)  # found later; no condition
+    fit: Mapping[str, str | int | float] = field(default_factory=dict)  # of a "fitted" table; no condition
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -63,10 +66,11 @@ class Provenance:
             for key, value in getattr(self, title).items():
                 if not KEY.fullmatch(key):
                     raise ValueError(f"{key!r} in [{title}] is no bare TOML key; use letters, digits, '_' and '-'.")
-                number = isinstance(value, float) and title == "calibration" and math.isfinite(value)
+                number = isinstance(value, float) and title in LATER and math.isfinite(value)
                 if not number and (not isinstance(value, str | int) or not str(value).isprintable()):
                     raise ValueError(f"{key} in [{title}] is {value!r}; it must be a line of text or a whole number.")
         self._check_calibration()
+        self._check_fit()
 
     def _check_calibration(self) -> None:
         if not self.calibration:
@@ -78,6 +82,14 @@ class Provenance:
                 f"[calibration] has scale {values[0]!r} and offset_ms {values[1]!r}; the first must be a positive "
                 "number, the second 0 or more. Delete the section, or make it anew: pynas measure ... --check 30 "
                 "--calibrate true"
+            )
+
+    def _check_fit(self) -> None:
+        nets, error = self.fit.get("nets", 0), self.fit.get("error", -1)
+        if self.fit and (isinstance(nets, str) or isinstance(error, str) or nets < 1 or error < 0):
+            raise ValueError(
+                f"[fit] has nets {self.fit.get('nets')!r} and error {self.fit.get('error')!r}; both must be numbers, "
+                "the first positive, the second 0 or more. Delete the section, or fit anew: pynas table fit"
             )
 
     @classmethod
@@ -136,7 +148,11 @@ class Provenance:
         for title in SECTIONS:
             section = getattr(self, title)
             if section or title in TYPES:
-                lines += ["", f"[{title}]", *(f"{key} = {_toml(value)}" for key, value in section.items())]
+                lines += [
+                    "",
+                    f"[{title}]{NOTES.get(title, '')}",
+                    *(f"{key} = {_toml(value)}" for key, value in section.items()),
+                ]
         lines += ["", "[summary]  # of latency.csv, when it was last written", f"rows = {rows}"]
         lines += [f"spread = {spread:.4f}  # median over rows of interquartile range / median"]
         return "\n".join(lines) + "\n"

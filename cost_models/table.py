@@ -126,6 +126,11 @@ class LatencyTable:
             parts.append(f"{unfinished} rows have fewer than {about.repeats} repeats")
         kinds = sorted({spec.kind for spec in self.rows})
         errors = [f"{kind} {error:.0%}" for kind in kinds if (error := self.fit_error(kind)) is not None]
+        if about.fit:
+            parts.append(
+                f"fitted from {about.fit['nets']} whole networks, mean error {about.fit['error']:.2%} on networks left "
+                f"out; the device: {about.fit.get('verdict', 'not judged')}"
+            )
         if about.calibration:
             nets = about.calibration.get("nets", "?")
             parts.append(f"calibrated on {nets} whole networks: {self.scale:.4g} x sum {self.net_cost:+.3g} ms")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -64,6 +65,13 @@ class Evidence:
         """Whether there are too few networks to look behind the error."""
         return self.held_out.nets < FEW * self.unknowns
 
+    @property
+    def ordered(self) -> bool:
+        """Whether sums of ops put networks in their order more often than chance would, as far as three deviations."""
+        nets = self.held_out.nets
+        by_chance = math.sqrt(2 * (2 * nets + 5) / (9 * nets * (nets - 1)))  # of Kendall's tau
+        return self.held_out.kendall > 3 * by_chance
+
 
 def judge(
     nets: Sequence[Sequence[OpSpec]],
@@ -103,6 +111,8 @@ def judge(
 
 def _kind(found: Evidence) -> Literal["additive", "nearly additive", "not additive", "cannot tell"]:
     unseen = max(EXACT, NOISE_FACTOR * (found.noise or 0.0))
+    if not found.ordered and found.lasting <= max(unseen, USEFUL):
+        return "cannot tell"  # a constant would do as well
     if found.held_out.error <= unseen:
         return "additive"
     if found.few:
@@ -128,6 +138,8 @@ def _opening(kind: str, held_out: Agreement) -> str:
 
 def _reasons(found: Evidence) -> list[str]:
     parts = []
+    if not found.ordered:
+        parts.append("They put networks in no better order than chance would, as a constant latency could too.")
     if found.few:
         parts.append(
             f"{found.held_out.nets} networks are few for {found.unknowns} unknown numbers: time {3 * found.unknowns}."

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import json
+import shlex
 import time
 from typing import Any
 
 import cost_models
 from cost_models.folders import xdg
-from cost_models.plan import plan
+from cost_models.plan import Plan, plan
 from cost_models.runners import make_runner
 from cost_models.trust import Finding, findings_text, self_check
 from pynas import pipeline, tables
 from pynas.console import Show
 from pynas.registry import SearchSpace
+from pynas.training.loop import Interrupted
 
 LOCAL = {"torch": "host", "tvm-local": "host-tvm", "ort-local": "host-ort"}  # how tables of this machine are called
 FEWEST_REPEATS = 3
@@ -42,7 +46,7 @@ def measure(
 
     Says before it starts how many ops it will measure, about how long that takes, and where the table will be. The
     classifier is measured for several numbers of classes, so that the table serves data sets of any number.
-    Interrupted, the same call goes on where it stood.
+    Interrupted, the same call goes on where it stood; Ctrl-C says what is kept and how to go on.
 
     Args:
         space: Name of a search space.
@@ -71,7 +75,9 @@ def measure(
         ValueError: For anything that cannot work, in one sentence, before work is lost.
         OSError: A board cannot be reached, or a folder not be written.
         ImportError: The runner needs a package that is not installed.
+        Interrupted: Ctrl-C.
     """
+    again = _command(dict(locals()))
     show = Show(quiet)
     name = device or LOCAL.get(runner) or core
     if name is None:
@@ -82,26 +88,22 @@ def measure(
         raise ValueError("A calibration needs whole networks to be fitted on: add --check 30")
     made = pipeline.make_space(space, space_options or {})
     board: dict[str, Any] = {"address": address, "tracker": tracker, "key": key, "timeout_s": timeout_s}
-    times = make_runner(runner, threads, **board, target=target, core=core, tune=tune)
-    if getattr(times, "deterministic", False):
-        repeats = FEWEST_REPEATS
     specs = sorted({*pipeline.space_specs(made), *pipeline.classifier_specs(made)})
     folder = cost_models.device_folder(name)
-    work = plan(specs, build=pipeline.deployed, runner=times, folder=folder, name=name, repeats=repeats)
-    show.line(f"space {space!r}: {work}")
-    began = time.monotonic()
-    if work.jobs:
-        with show.bar("compiling", len(work.jobs)) as bar:
-            work.compile(bar.report)
-    compiled = time.monotonic()
-    with show.bar(f"measuring {name}", repeats * len(work.modules)) as bar:
-        table = work.time(bar.report)
-    ended = time.monotonic()
-    show.line(f"took {ended - began:.0f} s: compiling {compiled - began:.0f} s, timing {ended - compiled:.0f} s")
-    show.line(table.describe())
-    show.line(findings_text(self_check(table, specs)))
-    if check:
-        table = _checked(made, table, times, check, calibrate, show)
+    work = table = None
+    try:
+        times = make_runner(runner, threads, **board, target=target, core=core, tune=tune)
+        if getattr(times, "deterministic", False):
+            repeats = FEWEST_REPEATS
+        work = plan(specs, build=pipeline.deployed, runner=times, folder=folder, name=name, repeats=repeats)
+        table = _filled(work, space, show)
+        show.line(findings_text(self_check(table, specs)))
+        if check:
+            table = _checked(made, table, times, check, calibrate, show)
+    except KeyboardInterrupt:
+        kept = "Nothing was timed yet." if work is None else work.kept()
+        nets = " So are the timings of whole networks." if check and table is not None else ""
+        raise Interrupted(f"Stopped. {kept}{nets} Go on with: {again}") from None
     return table
 
 
@@ -171,6 +173,33 @@ def fit_table(
     fitted = tables.fit_csv(made, csv, device, seed=seed, **about)
     Show(quiet).line(str(fitted))
     return fitted
+
+
+def _command(asked: dict[str, Any]) -> str:
+    """What to type to call `measure` with these arguments."""
+    defaults = inspect.signature(measure).parameters
+    flags = []
+    for flag, value in asked.items():
+        if value != defaults[flag].default:
+            text = value if isinstance(value, str) else json.dumps(value)
+            flags += [f"--{flag}", shlex.quote(text)]
+    return " ".join(["pynas measure", *flags])
+
+
+def _filled(work: Plan, space: str, show: Show) -> cost_models.LatencyTable:
+    """The table of a plan, carried out before the user's eyes."""
+    show.line(f"space {space!r}: {work}")
+    began = time.monotonic()
+    if work.jobs:
+        with show.bar("compiling", len(work.jobs)) as bar:
+            work.compile(bar.report)
+    compiled = time.monotonic()
+    with show.bar(f"measuring {work.about.name}", work.about.repeats * len(work.modules)) as bar:
+        table = work.time(bar.report)
+    ended = time.monotonic()
+    show.line(f"took {ended - began:.0f} s: compiling {compiled - began:.0f} s, timing {ended - compiled:.0f} s")
+    show.line(table.describe())
+    return table
 
 
 def _checked(

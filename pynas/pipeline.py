@@ -73,7 +73,7 @@ def make_plan(config: Mapping[str, Any], show: Show, folder: RunFolder | None = 
     Args:
         config: Parameters of `pynas.search` by name.
         show: Where progress is shown.
-        folder: The run to resume: its copy of the table is used, so that a resumed search does not change.
+        folder: The run to resume: its copies of the tables are used, so that a resumed search does not change.
 
     Raises:
         ValueError: For whatever cannot work, in one sentence.
@@ -104,7 +104,7 @@ def make_plan(config: Mapping[str, Any], show: Show, folder: RunFolder | None = 
         budget = float(f"{(bounds.low + bounds.high) / 2:.3g}")
     if budget is not None:
         check_budget(table, budget)
-    elsewhere = open_elsewhere(space, device.name, show)
+    elsewhere = open_elsewhere(space, device.name, show, folder)
     return Plan(config, space, strategy, data, device, table, budget, recipe, elsewhere)
 
 
@@ -171,21 +171,43 @@ def open_device(
         return cost_models.load(name, strict=strict)
     specs = space_specs(space)
     with show.bar("measuring this host", len(specs)) as bar:
-        return cost_models.host_table(specs, build=deployed, report=bar.report)
+        try:
+            return cost_models.host_table(specs, build=deployed, report=bar.report)
+        except KeyboardInterrupt:
+            told = "Stopped while this host was measured; what was timed is kept. Go on with: the same command"
+            raise Interrupted(told) from None
 
 
-def open_elsewhere(space: SearchSpace, here: str, show: Show) -> tuple[cost_models.LatencyTable, ...]:
-    """Tables of `ELSEWHERE` but for `here`, where there are any that can price every op of the space."""
+def open_elsewhere(
+    space: SearchSpace, here: str, show: Show, folder: RunFolder | None = None
+) -> tuple[cost_models.LatencyTable, ...]:
+    """Tables of `ELSEWHERE` but for `here`, where there are any that can price every op of the space.
+
+    For a run to resume those that it began with, from its folder.
+    """
+    kept = folder is not None and (folder.path / "device").is_dir() and (folder.path / "elsewhere").is_dir()
     found = []
     for name in ELSEWHERE:
         try:
-            table = cost_models.find(name) if name != here else None
+            if folder is not None and kept:
+                copy = folder.path / "elsewhere" / name
+                table = cost_models.load_folder(copy) if copy.is_dir() else None
+            else:
+                table = cost_models.find(name) if name != here else None
         except (ValueError, OSError) as error:  # a further price is no reason to stop
             show.line(f"{name} is left out of the result: {error}")
             continue
         if table is not None and table.covers(space_specs(space)):
             found.append(table)
     return tuple(found)
+
+
+def _keep_tables(plan: Plan, run: RunFolder) -> None:
+    """Copies all tables into the run folder; `device` last and in one step, so that it stands for all of them."""
+    (run.path / "elsewhere").mkdir(exist_ok=True)
+    for table in plan.elsewhere:
+        table.copy_to(run.path / "elsewhere" / table.name)
+    plan.device.copy_to(run.path / ".device").rename(run.path / "device")
 
 
 def execute(plan: Plan, run: RunFolder, show: Show) -> Run:
@@ -205,7 +227,7 @@ def _resume(run: RunFolder) -> str:
 def _stages(plan: Plan, run: RunFolder, show: Show) -> Run:
     seed = plan.config["seed"]
     if not (run.path / "device").is_dir():
-        plan.device.copy_to(run.path / "device")
+        _keep_tables(plan, run)
     candidates = _search(plan, run, show)
     best = candidates[0]
     figures: dict[str, Any] = run.read_json("result.json") or {}
@@ -322,9 +344,9 @@ def _figures(
 ) -> dict[str, Any]:
     size = plan.space.input_size
     counts = count(trained.model, (3, size, size))
-    median, spread = measured_ms(trained.model, size)
     about = plan.device.provenance
     on_host = (about.runner, about.machine.get("cpu"), about.threads) == ("torch", cpu_model(), 1)
+    median, spread = measured_ms(trained.model, size) if on_host else (None, None)
     return {
         "net": str(trained.architecture),
         "fingerprint": trained.architecture.fingerprint,
@@ -339,8 +361,8 @@ def _figures(
         "device": plan.device.describe(),
         "sources": dict(plan.table.sources),
         "elsewhere": [_priced(best.architecture, plan.space, device) for device in plan.elsewhere],
-        "measured_ms": median if on_host else None,
-        "measured_spread_ms": spread if on_host else None,
+        "measured_ms": median,
+        "measured_spread_ms": spread,
         "baseline": [{"accuracy": record["accuracy"], "cost": record["cost"]} for record in baseline],
         "search_end": {name: last[name] for name in ("skip_share", "entropy", "mean_entropy") if name in last},
         "recipe": dataclasses.asdict(plan.recipe),

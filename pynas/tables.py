@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import statistics
@@ -19,11 +20,11 @@ from cost_models import LatencyTable, Provenance, Runner, device_folder, load_fo
 from cost_models.additive import AdditiveFit, fit_table
 from cost_models.compiling import Job, compile_all
 from cost_models.files import write_atomic
-from cost_models.provenance import FILE, check_name
+from cost_models.provenance import check_name
 from cost_models.rows import check_ms
 from cost_models.runners import Compiling
 from cost_models.steady import in_rounds, settled, steady
-from cost_models.trust import MIN_NETS, Additivity, additivity, with_section
+from cost_models.trust import MIN_NETS, Additivity, additivity
 from pynas.architecture import Architecture
 from pynas.fuse import fuse
 from pynas.registry import SearchSpace
@@ -97,25 +98,22 @@ def fit_csv(
     specs = {net.architecture.fingerprint: net_specs(space, net.architecture) for net in timed}
     nets = [specs[net.architecture.fingerprint] for net in timed]
     fit = fit_table(nets, [net.latency_ms for net in timed], seed=seed)
-    fit.table(about).copy_to(where)
-    write_atomic(where / FILE, with_section((where / FILE).read_text(encoding="utf-8"), "fit", _fit_section(fit)))
+    fit.table(dataclasses.replace(about, fit=_fit_section(fit))).copy_to(where)
     return FittedTable(where, load_folder(where), fit)
 
 
-def _fit_section(fit: AdditiveFit) -> str:
+def _fit_section(fit: AdditiveFit) -> dict[str, str | int | float]:
+    """What device.toml keeps of a fit."""
     found = fit.held_out
-    return "\n".join(
-        [
-            "[fit]  # of rows to whole networks; the errors are on networks left out of the fit",
-            f"nets = {fit.nets}",
-            f"error = {found.error:.6g}  # mean absolute, as a fraction",
-            f"kendall = {found.kendall:.4f}",
-            *([] if fit.noise is None else [f"noise = {fit.noise:.6g}"]),
-            f"undetermined_rows = {len(fit.rows.undetermined)}",
-            f"verdict = {json.dumps(fit.verdict.kind)}",
-            f"reasons = {json.dumps(fit.verdict.sentence)}\n",
-        ]
-    )
+    return {
+        "nets": fit.nets,
+        "error": float(f"{found.error:.6g}"),
+        "kendall": round(found.kendall, 4),
+        **({} if fit.noise is None else {"noise": float(f"{fit.noise:.6g}")}),
+        "undetermined_rows": len(fit.rows.undetermined),
+        "verdict": fit.verdict.kind,
+        "reasons": fit.verdict.sentence,
+    }
 
 
 @dataclass(frozen=True)

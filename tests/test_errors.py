@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from runs import QUICK, SPACE
 from tables import write_table
-from test_search import QUICK, SPACE
 from torch import nn
 
 import cost_models
@@ -206,8 +206,8 @@ def test_full_disk(device: str, full_disk: Path) -> None:
 
 
 @pytest.fixture
-def finished(device: str, tmp_path: Path) -> Run:
-    return pynas.search(device=device, out=str(tmp_path / "done"), **{**QUICK, "retrain": False})
+def finished(searched: Run) -> Run:
+    return searched
 
 
 def test_resume_needs_a_run(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import pkgutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,8 +32,24 @@ def run(code: str) -> str:
     return result.stdout
 
 
-def test_import_is_lean() -> None:
-    loaded = run("import sys, pynas; print(' '.join(sys.modules))").split()
+IMPORTED = """
+import json, sys
+import pynas, pynas.export, torch
+told = {"modules": list(sys.modules), "cuda": torch.cuda.is_initialized()}
+sys.modules["tvm"] = None  # importing it fails from here on
+told["table"] = pynas.cost_models.load("cortex-a72", strict=True).name
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def imported() -> dict[str, Any]:
+    """What a fresh process finds after importing the package."""
+    told: dict[str, Any] = json.loads(run(IMPORTED))
+    return told
+
+
+def test_import_is_lean(imported: dict[str, Any]) -> None:
     heavy = {
         "onnx",
         "onnxruntime",
@@ -42,12 +60,17 @@ def test_import_is_lean() -> None:
         "torchvision",
         "jsonargparse",
         "scipy",
+        "torch._dynamo",
     }
-    assert not heavy & set(loaded)
+    assert not heavy & set(imported["modules"])
 
 
-def test_import_does_not_initialise_cuda() -> None:
-    assert run("import pynas, torch; print(torch.cuda.is_initialized())").strip() == "False"
+def test_import_does_not_initialise_cuda(imported: dict[str, Any]) -> None:
+    assert imported["cuda"] is False
+
+
+def test_shipped_tables_need_no_tvm(imported: dict[str, Any]) -> None:
+    assert imported["table"] == "cortex-a72"
 
 
 def test_cost_models_need_no_torch() -> None:

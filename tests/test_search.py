@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from runs import QUICK, SPACE, copied
 from tables import write_table
 from test_strategies import equal
 
@@ -24,24 +25,14 @@ from pynas.budget import cost_range
 from pynas.pipeline import make_space
 from pynas.supernet import cost_table
 
-SPACE = {"input_size": 8, "stages": [[8, 1, 1], [16, 2, 2]], "head_channels": 32}
-QUICK: dict[str, Any] = {
-    "strategy": FBNet(epochs=3, warmup_epochs=1, batch_size=48, samples=2, weight_lr=0.05),
-    "recipe": Recipe(epochs=3, batch_size=48),
-    "space_options": SPACE,
-    "limit": 300,
-    "baseline": 1,
-    "quiet": True,
-}
-
 
 @pytest.fixture
 def device() -> str:
     return write_table("board", options={**SPACE, "classes": 10})
 
 
-def test_search_to_onnx(device: str, tmp_path: Path) -> None:
-    run = pynas.search(device=device, out=str(tmp_path / "runs"), **QUICK)
+def test_search_to_onnx(unbroken: Run, tmp_path: Path) -> None:
+    run, figures = copied(unbroken, tmp_path), unbroken.figures
     names = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file()}
     assert names >= {
         "config.yaml",
@@ -61,13 +52,12 @@ def test_search_to_onnx(device: str, tmp_path: Path) -> None:
     }
     assert not [name for name in names if name.endswith(".tmp")]
     assert np.load(run.folder / "theta.npy").shape == (3, 3, 9)
-    figures = run.figures
     assert 0.9 * figures["budget_ms"] <= figures["predicted_ms"] <= figures["budget_ms"]
     assert figures["export"]["difference"] < 1e-3
     assert len(figures["baseline"]) == 1
     assert "modelled" in figures["device"]
     assert figures["measured_ms"] is None
-    assert Run.open(run.folder).best == run.best
+    assert (run.best, run.candidates, run.figures) == (unbroken.best, unbroken.candidates, figures)
     assert pynas.evaluate(run, quiet=True) == pytest.approx(figures["test_accuracy"])
 
     trained = pynas.retrain(run, epochs=2, quiet=True)
@@ -120,7 +110,7 @@ def test_without_a_budget_the_papers_loss_is_used(device: str, tmp_path: Path) -
 COMMAND = """
 import sys, torch
 import pynas
-from test_search import QUICK
+from runs import QUICK
 torch.set_num_threads(1)
 out, device, resume = sys.argv[1:]
 if resume:
@@ -131,27 +121,11 @@ else:
 """
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folders with the table of the device "board", for processes of their own."""
-    folder = tmp_path_factory.mktemp("module-home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_DATA_HOME", str(folder))
-        write_table("board", options={**SPACE, "classes": 10})
-    return folder
-
-
 def launch(home: Path, out: Path, resume: str = "") -> subprocess.Popen[str]:
     path = os.pathsep.join([str(Path(__file__).resolve().parent), *[entry for entry in sys.path if entry]])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "XDG_DATA_HOME": str(home)}
     command = [sys.executable, "-P", "-c", COMMAND, str(out), "board", resume]
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def finished(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, output
-    return output
 
 
 def tensors(folder: Path) -> dict[str, Any]:
@@ -164,40 +138,45 @@ def wait_for(path: Path) -> None:
         time.sleep(0.005)
 
 
-@pytest.fixture(scope="module")
-def unbroken(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("unbroken")
-    finished(launch(home, out))
-    return out / "0001"
-
-
-@pytest.mark.parametrize("stage", ["search", "retrain"])
-def test_kill_9_and_resume(stage: str, home: Path, unbroken: Path, tmp_path: Path) -> None:
-    """Killed in mid-epoch without warning, then resumed: theta and all weights as in the unbroken run, bit for bit."""
-    process, run = launch(home, tmp_path), tmp_path / "0001"
+def kill_in(stage: str, process: subprocess.Popen[str], run: Path) -> None:
+    """Kill -9 in mid-epoch, some time after the first checkpoint of a stage."""
     wait_for(run / "checkpoints" / f"{stage}.pt")
     time.sleep(0.03)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=20)
     assert process.returncode == -signal.SIGKILL
-    assert not (run / "result.json").exists()
-    finished(launch(home, tmp_path, str(run)))
-    first, second = tensors(unbroken), tensors(run)
-    assert first.keys() == second.keys() >= {"search.pt", "retrain.pt", "random-1.pt"}
-    assert equal(first, second)
-    results = [json.loads((folder / "result.json").read_text()) for folder in (unbroken, run)]
+
+
+def same_end(first: Path, second: Path) -> None:
+    """Theta, all weights and all figures of two runs are the same, bit for bit."""
+    ends = [tensors(folder) for folder in (first, second)]
+    assert ends[0].keys() == ends[1].keys() >= {"search.pt", "retrain.pt", "random-1.pt"}
+    assert equal(*ends)
+    results = [json.loads((folder / "result.json").read_text()) for folder in (first, second)]
     for result in results:
         del result["export"]
     assert results[0] == results[1]
-    assert (unbroken / "metrics.jsonl").read_text().count("\n") == (run / "metrics.jsonl").read_text().count("\n")
+    lines = [(folder / "metrics.jsonl").read_text().count("\n") for folder in (first, second)]
+    assert lines[0] == lines[1]
 
 
-def test_ctrl_c_saves_and_prints_the_resume_command(home: Path, unbroken: Path, tmp_path: Path) -> None:
+def test_kill_9_and_resume(home: Path, unbroken: Run, tmp_path: Path) -> None:
+    """Killed in mid-epoch without warning and resumed, in the search and again in the training: as the unbroken run."""
+    run = tmp_path / "0001"
+    kill_in("search", launch(home, tmp_path), run)
+    assert not (run / "architectures.jsonl").exists()
+    kill_in("retrain", launch(home, tmp_path, str(run)), run)
+    assert not (run / "result.json").exists()
+    pynas.search(resume=str(run), quiet=True)
+    same_end(unbroken.folder, run)
+
+
+def test_ctrl_c_saves_and_prints_the_resume_command(home: Path, unbroken: Run, tmp_path: Path) -> None:
     process, run = launch(home, tmp_path), tmp_path / "0001"
     wait_for(run / "checkpoints" / "search.pt")
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     assert f"pynas search --resume {run}" in output
-    finished(launch(home, tmp_path, str(run)))
-    assert equal(tensors(unbroken), tensors(run))
+    pynas.search(resume=str(run), quiet=True)
+    same_end(unbroken.folder, run)

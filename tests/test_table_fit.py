@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tomllib
 from collections.abc import Callable
@@ -11,12 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_device import toy_table
 
 import cost_models
-from cost_models import OpSpec
+from cost_models import OpSpec, load_folder
 from cost_models.additive import AdditiveFit, fit_rows, fit_table
 from cost_models.analytic import Roofline
 from cost_models.drift import drift
+from cost_models.plan import save_rows
 from cost_models.ridge import Ridge
 from pynas.architecture import Architecture
 from pynas.pipeline import make_space
@@ -140,6 +143,40 @@ def test_few_networks_cannot_tell() -> None:
         fit_table(SPECS, [1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="The latency of network 2 is nan"):
         fit_table(SPECS[:3], [1.0, float("nan"), 3.0])
+
+
+ALIKE = np.full(100, 12.3)
+CONSTANT = {
+    "equal": (ALIKE, "take 12.3 ms, however"),
+    "between two steps": (
+        np.round(noisy(ALIKE + 0.05, 0.003), 1),
+        r"take 12.3 to 12.4 ms and are given in steps of 0.1 ms",
+    ),
+    "two wild ones": (np.where(np.arange(100) % 40, ALIKE, 500.0), "take 12.3 ms, however"),
+    "two states": (np.where(SUMS[:100] > np.median(SUMS[:100]), 33.3333, 16.6667), "take 16.6667 to 33.3333 ms and"),
+    "many digits": (noisy(ALIKE, 1e-3), r"take 12.2\d+ to 12.3\d+ ms, however"),
+}
+
+
+@pytest.mark.parametrize(("latency", "words"), CONSTANT.values(), ids=CONSTANT)
+def test_networks_that_all_take_as_long_tell_nothing(tmp_path: Path, latency: np.ndarray, words: str) -> None:
+    with pytest.raises(ValueError, match=f"It cannot be told .* nearly all of the 100 networks {words}"):
+        fit_csv(SPACE, write_csv(tmp_path / "nets.csv", latency), "my-phone")
+    assert not cost_models.device_folder("my-phone").exists()
+
+
+@pytest.mark.parametrize("repeated", [0, 40])
+def test_a_constant_under_noise_is_not_called_additive(repeated: int) -> None:
+    nets = [*SPECS[:150], *SPECS[:repeated]]
+    fit = fitted(noisy(np.full(len(nets), 12.3), 0.02), nets)
+    assert fit.verdict.kind == "cannot tell"
+    assert "in no better order than chance" in fit.verdict.sentence
+
+
+def test_coarse_latencies_are_taken_where_they_tell_something() -> None:
+    step = SUMS.std()
+    fit = fitted(np.round(SUMS[:150] / step * 2) * step / 2, SPECS[:150])
+    assert fit.held_out.kendall > 0.5
 
 
 def test_disturbed_timings_do_not_spoil_the_rows() -> None:
@@ -313,10 +350,26 @@ def test_a_file_becomes_a_device(tmp_path: Path) -> None:
     section = tomllib.loads((made.folder / "device.toml").read_text())["fit"]
     assert section["verdict"] == made.fit.verdict.kind == "additive"
     assert section["nets"] == 300
+    assert section["error"] == pytest.approx(made.fit.held_out.error, rel=1e-5)
     assert table.describe().startswith("my-phone: fitted on")
+    judged = "fitted from 300 whole networks, mean error 0.00% on networks left out; the device: additive"
+    assert judged in table.describe()
+    copy = load_folder(table.copy_to(tmp_path / "run" / "device"))  # as into a run folder
+    assert (copy.provenance, copy.describe()) == (table.provenance, table.describe())
+    save_rows(made.folder, dataclasses.replace(table.provenance, fit={}), dict(table.rows))
+    assert cost_models.load("my-phone").provenance.fit == section
     assert "verdict: The device is additive" in str(made)
     with pytest.raises(ValueError, match="holds a table already. Choose another device name"):
         fit_csv(SPACE, tmp_path / "nets.csv", "my-phone")
+
+
+@pytest.mark.parametrize("section", ["nets = 30", "error = 0.1", 'nets = "30"\nerror = 0.1', "nets = 3\nerror = -0.1"])
+def test_a_fit_that_makes_no_sense_is_refused(section: str) -> None:
+    folder = toy_table().copy_to(cost_models.device_folder("toy"))
+    about = folder / "device.toml"
+    about.write_text(about.read_text() + f"\n[fit]\n{section}\n")
+    with pytest.raises(ValueError, match=r"device\.toml: \[fit\] has nets .* fit anew: pynas table fit"):
+        cost_models.load("toy")
 
 
 def test_nothing_is_written_when_the_file_will_not_do(tmp_path: Path) -> None:

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tables import write_table
-from test_search import QUICK, SPACE
 
 import pynas
 from pynas import Recipe, Run
@@ -17,9 +15,8 @@ from pynas.training.train import moving_average
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    device = write_table("board", options={**SPACE, "classes": 10})
-    return pynas.search(device=device, out=str(tmp_path / "runs"), **{**QUICK, "retrain": False})
+def run(searched: Run) -> Run:
+    return searched
 
 
 def test_average_forgets_its_start() -> None:
@@ -87,9 +84,7 @@ def test_recipes_are_checked(settings: dict[str, Any]) -> None:
         Recipe(**settings)
 
 
-def test_finished_run_is_shown_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    device = write_table("board", options={**SPACE, "classes": 10})
-    done = pynas.search(device=device, out=str(tmp_path), **{**QUICK, "baseline": 0})
-    again = pynas.search(resume=str(done.folder))
-    assert again.figures == done.figures
+def test_finished_run_is_shown_again(unbroken: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    again = pynas.search(resume=str(unbroken.folder))
+    assert again.figures == unbroken.figures
     assert "test accuracy" in capsys.readouterr().out

@@ -184,6 +184,40 @@ def test_uneven_or_long_inner_loops_are_pieces_of_their_own() -> None:
     assert long == {1: 6, 5: 6, 5000: 5}
 
 
+CHOICE = """
+choose:
+.LBB0_1:
+	mov	x1, #4
+.LBB0_2:
+	add	x3, x3, #1
+	tbz	x3, #0, .LBB0_4
+	fadd	s0, s0, s1
+	b	.LBB0_5
+.LBB0_4:
+	fmul	s0, s0, s1
+.LBB0_5:
+	subs	x1, x1, #1
+	b.ne	.LBB0_2
+	subs	x0, x0, #1
+	b.ne	.LBB0_1
+	ret
+"""
+
+
+@pytest.mark.parametrize(
+    ("branches", "expected"),
+    [
+        ((20, 0), [(1, 5 * (1 + 4 * 6 + 2))]),  # no choice: all in one piece
+        ((8, 12), [(5, 3), (20, 4), (8, 2), (12, 1)]),
+        ((10, 10), [(5, 3), (20, 4), (10, 3)]),
+    ],
+    ids=["never", "uneven", "even"],
+)
+def test_an_if_in_an_inner_loop(branches: tuple[int, int], expected: list[tuple[int, int]]) -> None:
+    run = pieces(blocks.split(CHOICE), [5, 20, branches[0], branches[1], 20, 5, 1])
+    assert [(piece.times, len(piece.code)) for piece in run if piece.code] == expected
+
+
 @needs_mca
 def test_cycles_of_known_code_and_again() -> None:
     chain, empty = ["fadd s0, s0, s1"], []

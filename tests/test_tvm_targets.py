@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,8 +107,8 @@ def test_program_takes_other_assembly_and_writes_its_counters(
     _, built, x = tiny
     counters = "\t.data\n\t.globl kernel_counters, kernel_counters_end\nkernel_counters:\n\t.byte 1, 2, 3\n"
     program = built.program(tmp_path, built.assembly() + counters + "kernel_counters_end:\n")
-    answer = execute(built, program, x, counters=tmp_path / "counters.bin")
-    assert np.array_equal(answer, built.run(x))
+    assert np.array_equal(execute(built, program, x), built.run(x))
+    subprocess.run([program, "input.bin", "output.bin", "1", "counters.bin"], cwd=tmp_path, check=True)
     assert (tmp_path / "counters.bin").read_bytes() == bytes([1, 2, 3])
     with pytest.raises(ValueError, match="gcc cannot link the kernels in"):
         built.program(tmp_path, "\tno such instruction\n")

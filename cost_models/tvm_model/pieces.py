@@ -5,6 +5,13 @@ tile overlaps with the start of the next one, as it does in an out-of-order core
 where the code starts it anew. An inner loop that makes the same few turns each time is unrolled into the piece of the
 loop around it, so that the wait for its last results is not forgotten; a longer one is a piece of its own, costed as
 if it never ended.
+
+Only counts are known, not which turn did what:
+- A branch of an if/else that never ran is left out, and the loop unrolled as if the code had no choice.
+- Where both ran, their counts differ from the loop's. Then neither this loop nor any around it is unrolled: blocks of
+  a level that ran equally often are a piece, so each branch is one of its own (both together are one, as if one
+  followed the other, should they have run equally often), and waits between branch and rest are not seen.
+- An inner loop whose number of turns varies is taken to make the mean number each time, where that is whole.
 """
 
 from __future__ import annotations
