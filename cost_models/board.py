@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -28,6 +29,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 DANGER = "TVM's RPC has no password: whoever reaches this port can run any code on this machine."
@@ -117,7 +119,7 @@ def _serve(asked: argparse.Namespace) -> int:
     except ImportError as error:
         sys.stderr.write(f"TVM's RPC server cannot be loaded: {error}. Install it with: {INSTALL}\n")
         return UNUSABLE
-    tvm_ffi.register_global_func("pynas.board", _about)
+    tvm_ffi.register_global_func("pynas.board", partial(_about, _version()))
     tracker = _address(asked.tracker) if asked.tracker else None
     try:
         server = PopenRPCServerState(
@@ -132,10 +134,21 @@ def _serve(asked: argparse.Namespace) -> int:
     os._exit(1)  # without waiting for what a crash may have left behind
 
 
-def _about() -> str:
+def _version() -> str:
+    """Of TVM on this board."""
+    try:
+        return importlib.metadata.version("apache-tvm")
+    except importlib.metadata.PackageNotFoundError:  # built from source
+        import tvm
+
+        return str(tvm.__version__)
+
+
+def _about(version: str) -> str:
     """What the measuring machine cannot find out through TVM: JSON of texts."""
     return json.dumps(
         {
+            "tvm": version,
             "cpuinfo": _text("/proc/cpuinfo"),
             "model": _text("/proc/device-tree/model"),
             "machine": platform.machine(),

@@ -10,15 +10,17 @@ import gc
 import json
 import statistics
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .compiling import check_output, read_example
+from .compiling import read_example
 from .machine import arm_cpu, board_cpu
 from .process import answer_lines
-from .steady import steady
+from .steady import RESOLUTION_MS, steady
 from .timing import SWEEP_BYTES, runs_per_repeat
-from .tvm_local import LIBRARY, MAIN, channels_last
+from .tvm_build.check import compare, to_channels_last
+from .tvm_local import LIBRARY, MAIN
 
 ROUNDS = 3  # of all repeats, until enough of them are steady
 MIDR = "/sys/devices/system/cpu/cpu0/regs/identification/midr_el1"
@@ -30,7 +32,7 @@ _sessions: list[Any] = []  # at most one
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     """First a connection: {} or {"unreachable": reason}. Then what is wanted of it, after which it is closed: {"about":
-    ..., "ms": [...]} or {"failed": reason}."""
+    ..., "ms": [...], "call_ms": ...} or {"failed": reason}."""
     if not _sessions:
         try:
             _sessions.append(_connect(request))
@@ -40,7 +42,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = {"about": _about(_sessions[0])}
         if "folder" in request:
-            answer["ms"] = _time_ms(_sessions[0], Path(request["folder"]), request["repeats"])
+            answer |= _timed(_sessions[0], Path(request["folder"]), Path(request["nothing"]), request["repeats"])
         return answer
     except Exception as error:
         return {"failed": _reason(error)}
@@ -59,13 +61,15 @@ def _connect(request: dict[str, Any]) -> Any:
 
 
 def _about(session: Any) -> dict[str, str]:
-    """CPU, model and system of the board, as far as it tells: `board.py` does, other servers of TVM show files."""
+    """CPU, model, system and TVM's version of the board, as far as it tells: `board.py` does, other servers of TVM show
+    files."""
     try:
         told = json.loads(str(session.get_function("pynas.board")()))
     except Exception:  # another server; what exactly TVM raises depends on its version
         return {"cpu": _cpu_from_register(_read(session, MIDR)), "model": _read(session, MODEL)}
     cpu = board_cpu(told["cpuinfo"], told["machine"])
-    return {"cpu": cpu, "model": _printable(told["model"]), "system": f"{told['system']} {told['machine']}"}
+    system = f"{told['system']} {told['machine']}"
+    return {"cpu": cpu, "model": _printable(told["model"]), "system": system, "tvm": _printable(told.get("tvm", ""))}
 
 
 def _read(session: Any, path: str) -> str:
@@ -89,19 +93,39 @@ def _cpu_from_register(text: str) -> str:
     return arm_cpu(f"0x{value >> 24 & 0xFF:02x}", f"0x{value >> 4 & 0xFFF:03x}")
 
 
-def _time_ms(session: Any, folder: Path, repeats: int) -> list[float]:
-    """Latency in ms, `repeats` times or more, each the median of a few runs with memory read in between."""
+def _timed(session: Any, folder: Path, nothing: Path, repeats: int) -> dict[str, Any]:
+    """ "ms": latency in ms without the call, `repeats` times or more; "call_ms": what was taken off.
+
+    Each is the median of a few runs, with memory read in between. The call is what an op that computes next to nothing
+    (in the folder `nothing`) takes in the same session.
+    """
+    op_ms, call_ms = _loaded(session, folder), _loaded(session, nothing)
+    runs = runs_per_repeat(min(op_ms(3)))
+    taken: list[float] = []
+    calls: list[float] = []
+    for _ in range(ROUNDS):
+        for run_ms, medians in ((op_ms, taken), (call_ms, calls)):
+            values = run_ms(repeats * runs)
+            medians += [statistics.median(values[at : at + runs]) for at in range(0, len(values), runs)]
+        if len(steady(taken)) >= repeats:
+            break
+    call = statistics.median(steady(calls))
+    return {"ms": [max(RESOLUTION_MS, latency_ms - call) for latency_ms in taken], "call_ms": call}
+
+
+def _loaded(session: Any, folder: Path) -> Callable[[int], list[float]]:
+    """What runs a compiled op so many times on the board, after it gave torch's outputs there: latencies in ms."""
     import tvm
     from tvm import relax
 
-    x, expected = map(channels_last, read_example(folder))
+    x, expected = map(to_channels_last, read_example(folder))
     library = f"op-{uuid.uuid4().hex}.so"
     session.upload(str(folder / LIBRARY), library)
     device = session.cpu(0)
     machine = relax.VirtualMachine(session.load_module(library), device)
     machine.set_input(MAIN, tvm.runtime.tensor(x, device))
     machine.invoke_stateful(MAIN)
-    check_output("the board", machine.get_outputs(MAIN).numpy(), expected)
+    compare(machine.get_outputs(MAIN).numpy(), expected, "the op on the board")
 
     def runs_ms(number: int) -> list[float]:
         timer = machine.module.time_evaluator(
@@ -109,14 +133,7 @@ def _time_ms(session: Any, folder: Path, repeats: int) -> list[float]:
         )
         return [1e3 * seconds for seconds in timer(MAIN).results]
 
-    runs = runs_per_repeat(min(runs_ms(3)))
-    taken: list[float] = []
-    for _ in range(ROUNDS):
-        values = runs_ms(repeats * runs)
-        taken += [statistics.median(values[at : at + runs]) for at in range(0, len(values), runs)]
-        if len(steady(taken)) >= repeats:
-            break
-    return taken
+    return runs_ms
 
 
 def _reason(error: Exception) -> str:

@@ -143,20 +143,16 @@ def read_example(folder: Path) -> tuple[Any, Any]:
     return np.load(folder / INPUT), np.load(folder / EXPECTED)
 
 
-def check_output(label: str, found: Any, expected: Any) -> None:
-    """Compare outputs with torch's.
+def nothing(label: str) -> Job:
+    """A job that computes next to nothing: what its code takes is what it takes to call any."""
+    import torch
+    from torch import nn
 
-    Raises:
-        ValueError: another size, or a difference of more than 1e-4 of the greatest output.
-    """
-    import numpy as np
-
-    if found.size != expected.size:
-        raise ValueError(f"{label} gave outputs of shape {found.shape}; torch's are of shape {expected.shape}")
-    difference = float(np.abs(found.reshape(expected.shape) - expected).max())
-    allowed = 1e-4 * max(float(np.abs(expected).max()), 1e-3)
-    if not difference <= allowed:  # nan fails too
-        raise ValueError(f"{label} gave outputs that differ from torch's by {difference:.3g}; {allowed:.3g} is allowed")
+    module = nn.utils.skip_init(nn.Linear, 1, 1).eval()  # without drawing from torch's random generator
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(1.0)
+    return Job(label, module, (1, 1))
 
 
 class _workers:

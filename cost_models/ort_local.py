@@ -6,16 +6,18 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .compiling import Compiler, Job, check_output, compile_all, example, read_example
+from .compiling import Compiler, Job, compile_all, example, read_example
 from .machine import cpu_model, host
 from .spec import OpSpec
-from .timing import check_threads, net_repeats_ms, runs_ms
+from .timing import CallTimer, check_threads
 
 SCHEDULE = "onnx-1"
 OPSET = 18  # newer ones add nothing that these ops use
+EXPORTERS = ("torch", "onnxscript")  # other versions may write other graphs
 MODEL = "op.onnx"
 INPUT, OUTPUT = "input", "output"
 
@@ -24,8 +26,9 @@ INPUT, OUTPUT = "input", "output"
 class OrtLocal:
     """Times ops in onnxruntime on this machine's CPU: fp32, batch 1, all of its graph optimisations.
 
-    Each op is exported to ONNX once and kept in the user's cache. It is timed the way `TorchHost` times, with input and
-    output bound beforehand; one thread by its CPU time, several by the wall clock.
+    Each op is exported to ONNX once and kept in the user's cache. Input and output are bound beforehand, and memory is
+    read between runs; one thread is timed by its CPU time, several by the wall clock. What it takes to call onnxruntime
+    is taken off rows and networks alike (`timing.CallTimer`), and noted in the table as call_ns.
     """
 
     threads: int = 1
@@ -33,18 +36,22 @@ class OrtLocal:
     source: str = field(default="measured", kw_only=True)
     precision: str = field(default="fp32", kw_only=True)
     batch: int = field(default=1, kw_only=True)
-    schedule: str = field(default=SCHEDULE, kw_only=True)
+    schedule: str = field(default=f"{SCHEDULE}, call-1", kw_only=True)
 
     def __post_init__(self) -> None:
         check_threads(self.threads)
 
     def provenance(self) -> dict[str, dict[str, str | int]]:
-        return {"machine": {"cpu": cpu_model(), **host()}, "software": {"onnxruntime": _version()}}
+        calls = self.__dict__.get("_calls")  # known when something was timed
+        return {
+            "machine": {"cpu": cpu_model(), **host(), **(calls.note() if calls else {})},
+            "software": {name: _version(name) for name in ("onnxruntime", *EXPORTERS)},
+        }
 
     @property
     def compiler(self) -> Compiler:
-        torch = importlib.metadata.version("torch")
-        return Compiler("cost_models.ort_local:export_op", {"opset": OPSET}, {"torch": torch, "schedule": SCHEDULE})
+        versions = {name: _version(name) for name in EXPORTERS}
+        return Compiler("cost_models.ort_local:export_op", {"opset": OPSET}, {**versions, "schedule": SCHEDULE})
 
     def open(self, folder: Path) -> Callable[[], Any]:
         """What runs the op once, after it gave torch's outputs.
@@ -52,26 +59,28 @@ class OrtLocal:
         Raises:
             ValueError: it did not.
         """
+        from .tvm_build.check import compare
+
         x, expected = read_example(folder)
         session = _session(folder / MODEL, self.threads)
         binding = session.io_binding()
         binding.bind_cpu_input(INPUT, x)
         binding.bind_output(OUTPUT, "cpu")
         session.run_with_iobinding(binding)
-        check_output(f"The exported op in {folder}", binding.copy_outputs_to_cpu()[0], expected)
+        compare(binding.copy_outputs_to_cpu()[0], expected, f"the op in {folder}")
         return lambda: session.run_with_iobinding(binding)
 
     def time_ms(self, module: Callable[[], Any], spec: OpSpec, repeats: int) -> list[float]:
-        return runs_ms(module, self.threads, repeats)
+        return self._calls.runs_ms(module, repeats)
 
     def net(self, module: Any, input_shape: tuple[int, ...]) -> Callable[[], float]:
         """See `Runner.net`. Exports the network unless the cache has it."""
         run = self.open(compile_all({0: Job("net", module, input_shape)}, self.compiler)[0])
-        return lambda: runs_ms(run, self.threads, 1)[0]
+        return lambda: self._calls.runs_ms(run, 1)[0]
 
-    def time_net_ms(self, module: Any, input_shape: tuple[int, ...], repeats: int = 15) -> list[float]:
-        """A whole network, timed as the rows of a table are; see `TorchHost.time_net_ms`."""
-        return net_repeats_ms(self.net(module, input_shape), repeats)
+    @cached_property
+    def _calls(self) -> CallTimer:
+        return CallTimer.of(self.compiler, self.open, self.threads)
 
 
 def export_op(module: Any, shape: tuple[int, ...], folder: Path, opset: int) -> None:
@@ -82,6 +91,8 @@ def export_op(module: Any, shape: tuple[int, ...], folder: Path, opset: int) -> 
     """
     import onnx
     import torch
+
+    from .tvm_build.check import compare
 
     x = torch.from_numpy(example(shape))
     with torch.inference_mode():
@@ -94,7 +105,7 @@ def export_op(module: Any, shape: tuple[int, ...], folder: Path, opset: int) -> 
     assert exported is not None  # None only comes from the old, tracing exporter
     onnx.save(exported.model_proto, folder / MODEL)
     found = _session(folder / MODEL, 1).run([OUTPUT], {INPUT: x.numpy()})[0]
-    check_output("onnxruntime", found, expected)
+    compare(found, expected, "the exported graph")
 
 
 def _session(path: Path, threads: int) -> Any:
@@ -107,8 +118,8 @@ def _session(path: Path, threads: int) -> Any:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def _version() -> str:
-    """Of onnxruntime, without importing it. Raises ImportError when it is not installed."""
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise ImportError("onnxruntime is not installed. Install it with: pip install onnxruntime")
-    return importlib.metadata.version("onnxruntime")
+def _version(package: str) -> str:
+    """Of a package, without importing it. Raises ImportError when it is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(f"{package} is not installed. Install it with: pip install {package}")
+    return importlib.metadata.version(package)

@@ -8,26 +8,34 @@ this brought the largest error of a row from 60 % to 5 %.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 TOLERANCE = 1.1  # the fastest times this is still steady
+RESOLUTION_MS = 1e-4  # of a latency without its call (`cost_models.timing`): what differs by less is equal
 PATIENCE = 4  # rounds per wanted repeat before the rest is accepted as it is
 ROUND_SECONDS = 0.1  # a round lasts at least this long, so that the repeats of few ops outlast a burst
 
 Key = TypeVar("Key", bound=Hashable)
 
 
-def steady(latencies: Sequence[float]) -> tuple[float, ...]:
-    """Those latencies that lie within 10 % of the fastest."""
-    return tuple(latency for latency in latencies if latency <= TOLERANCE * min(latencies))
+def steady(latencies: Collection[float]) -> tuple[float, ...]:
+    """Those latencies that lie within 10 % of the fastest, or within 0.1 us."""
+    limit = _limit(latencies)
+    return tuple(latency for latency in latencies if latency <= limit)
 
 
 def settled(latencies: Sequence[float], repeats: int) -> tuple[float, ...]:
     """The first `repeats` steady latencies; on a machine that never calmed down, the fastest others fill the gap."""
     kept = steady(latencies)[:repeats]
-    others = sorted(latency for latency in latencies if latency > TOLERANCE * min(latencies))
+    limit = _limit(latencies)
+    others = sorted(latency for latency in latencies if latency > limit)
     return kept + tuple(others[: repeats - len(kept)])
+
+
+def _limit(latencies: Collection[float]) -> float:
+    fastest = min(latencies, default=0.0)
+    return max(TOLERANCE * fastest, fastest + RESOLUTION_MS)
 
 
 def in_rounds(take: Mapping[Key, Callable[[], float]], taken: Mapping[Key, list[float]], repeats: int) -> Iterator[Key]:

@@ -19,10 +19,12 @@ from .fit import MIN_ROWS, features
 from .provenance import FILE
 from .rows import Row
 from .spec import OpSpec
+from .steady import RESOLUTION_MS
 from .table import LatencyTable, measure_hint
 
 ORDER_TOLERANCE = 0.02  # a larger op may be this much cheaper: less is no fault that anyone should chase
 NOISY_ROW, NOISY_TABLE = 0.25, 0.05  # interquartile range / median
+SHORT_ROWS = 0.25  # of all rows, below what a call takes
 OUT_OF_LINE = 4.0  # times what the other rows of the kind suggest
 MIN_NETS = 6  # to calibrate
 SECTION = "calibration"
@@ -33,7 +35,7 @@ class Finding:
     """Something in a table that a user should look at.
 
     Args:
-        check: "complete", "positive", "order", "line", "spread" or "repeats".
+        check: "complete", "positive", "order", "line", "call", "spread" or "repeats".
         sentence: What was found, in plain words.
         specs: The ops it is about.
     """
@@ -51,7 +53,8 @@ def self_check(table: LatencyTable, specs: Iterable[OpSpec]) -> list[Finding]:
 
     Complete: each of `specs` has a row. Positive: as it says. Order: of two ops that differ in expansion or kernel size
     only, the larger is not cheaper by more than both rows' spreads and 2 %. In line: no row is four times off what the
-    other rows of its kind suggest. Spread: of single rows and of the table. Repeats: none was interrupted.
+    other rows of its kind suggest. Call: at most a quarter of the rows is below what a call of the runtime takes, where
+    that was taken off. Spread: of single rows and of the table. Repeats: none was interrupted.
 
     Args:
         table: To be checked.
@@ -64,7 +67,8 @@ def self_check(table: LatencyTable, specs: Iterable[OpSpec]) -> list[Finding]:
     found = [*_incomplete(table, wanted), *_not_positive(table)]
     if found and found[-1].check == "positive":
         return found  # the checks below divide by latencies
-    return [*found, *_out_of_order(table), *_out_of_line(table), *_noisy(table), *_interrupted(table)]
+    checks = (_out_of_order, _out_of_line, _near_the_call, _noisy, _interrupted)
+    return [*found, *(finding for check in checks for finding in check(table))]
 
 
 def findings_text(findings: Sequence[Finding]) -> str:
@@ -147,14 +151,36 @@ def _typical_ms(rows: list[Row]) -> Floats:
     return np.asarray(np.exp(predicted), dtype=np.float64)
 
 
+def _call_ms(table: LatencyTable) -> float:
+    """What the runner has taken off each row; 0 if nothing."""
+    call_ns = table.provenance.machine.get("call_ns", 0)
+    return 1e-6 * call_ns if isinstance(call_ns, int) else 0.0
+
+
+def _near_the_call(table: LatencyTable) -> list[Finding]:
+    call_ms = _call_ms(table)
+    short = tuple(spec for spec, row in table.rows.items() if row.median_ms < call_ms)
+    if len(short) <= SHORT_ROWS * len(table.rows):
+        return []
+    none = sum(table.rows[spec].median_ms <= RESOLUTION_MS for spec in short)
+    told = f", {none} of them too short to be told from it (they are given as {RESOLUTION_MS * 1e3:g} us)"
+    text = (
+        f"{len(short)} of {len(table.rows)} rows, such as {short[0].key}, take less than the call of the runtime that "
+        f"was taken off them ({call_ms * 1e3:.2g} us){told if none else ''}. Sums of such rows are rough: compare them "
+        "with whole networks (pynas measure ... --check 30), or fit a table from those (pynas table fit)."
+    )
+    return [Finding("call", text, short)]
+
+
 def _noisy(table: LatencyTable) -> list[Finding]:
     found = []
-    noisy = [row for row in table.rows.values() if row.spread_ms > NOISY_ROW * row.median_ms]
+    timed_ms = {spec: row.median_ms + _call_ms(table) for spec, row in table.rows.items()}
+    noisy = [row for spec, row in table.rows.items() if row.spread_ms > NOISY_ROW * timed_ms[spec]]
     if noisy:
-        worst = max(noisy, key=lambda row: row.spread_ms / row.median_ms)
+        worst = max(noisy, key=lambda row: row.spread_ms / timed_ms[row.spec])
         text = (
             f"{len(noisy)} rows spread by more than {NOISY_ROW:.0%}, most of all {worst.spec.key} with "
-            f"{worst.spread_ms / worst.median_ms:.0%}. Delete their lines and measure again on a quiet machine."
+            f"{worst.spread_ms / timed_ms[worst.spec]:.0%}. Delete their lines and measure again on a quiet machine."
         )
         found.append(Finding("spread", text, tuple(row.spec for row in noisy)))
     if table.spread > NOISY_TABLE:

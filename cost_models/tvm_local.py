@@ -12,13 +12,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .compiling import Compiler, Job, cache, check_output, compile_all, read_example
+from .compiling import Compiler, Job, cache, compile_all, read_example
 from .machine import cpu_model, host
 from .spec import OpSpec
-from .timing import check_threads, net_repeats_ms, runs_ms
+from .timing import CallTimer, check_threads
 from .tvm_build import SCHEDULE
 from .tvm_build.tune import check_tune
 
@@ -30,8 +31,9 @@ MAIN = "main"
 class TvmLocal:
     """Times ops as TVM compiles them for this machine: fp32, batch 1, one thread.
 
-    Each op is compiled in a process of its own, run against torch, and kept in the user's cache. It is timed the way
-    `TorchHost` times: by the CPU time of the thread, with memory read between runs.
+    Each op is compiled in a process of its own, run against torch, and kept in the user's cache. It is timed by the CPU
+    time of the thread, with memory read between runs; what it takes to call TVM's virtual machine is taken off rows and
+    networks alike (`timing.CallTimer`), and noted in the table as call_ns.
 
     With `tune`, the tiles of every layer are chosen by timing a few of them when it is compiled; see `tvm_build.tune`.
     Rows with other numbers of tiles never share a table.
@@ -43,15 +45,16 @@ class TvmLocal:
     source: str = field(default="measured", kw_only=True)
     precision: str = field(default="fp32", kw_only=True)
     batch: int = field(default=1, kw_only=True)
-    schedule: str = field(default=SCHEDULE, kw_only=True)
+    schedule: str = field(default=f"{SCHEDULE}, call-1", kw_only=True)
 
     def __post_init__(self) -> None:
         check_one_thread(self.name, self.threads)
         check_tune(self.tune)
 
     def provenance(self) -> dict[str, dict[str, str | int]]:
+        calls = self.__dict__.get("_calls")  # known when something was timed
         return {
-            "machine": {"cpu": cpu_model(), **host()},
+            "machine": {"cpu": cpu_model(), **host(), **(calls.note() if calls else {})},
             "software": {"apache-tvm": tvm_version()},
             "build": {"target": "host", **({"tune": self.tune} if self.tune else {})},
         }
@@ -68,26 +71,28 @@ class TvmLocal:
         """
         import tvm
 
-        x, expected = map(channels_last, read_example(folder))
+        from .tvm_build.check import compare, to_channels_last
+
+        x, expected = map(to_channels_last, read_example(folder))
         with _without_notes():
             machine = tvm.relax.VirtualMachine(tvm.runtime.load_module(str(folder / LIBRARY)), tvm.cpu())
         tensor = tvm.runtime.tensor(x, tvm.cpu())
-        check_output(f"The compiled op in {folder}", machine[MAIN](tensor).numpy(), expected)
+        compare(machine[MAIN](tensor).numpy(), expected, f"the op in {folder}")
         machine.save_function(MAIN, "timed", tensor)  # the time of looking things up by name is no part of an op
         timed: Callable[[], Any] = machine["timed"]
         return timed
 
     def time_ms(self, module: Callable[[], Any], spec: OpSpec, repeats: int) -> list[float]:
-        return runs_ms(module, self.threads, repeats)
+        return self._calls.runs_ms(module, repeats)
 
     def net(self, module: Any, input_shape: tuple[int, ...]) -> Callable[[], float]:
         """See `Runner.net`. Compiles the network (half a minute for 22 blocks) unless the cache has it."""
         run = self.open(compile_all({0: Job("net", module, input_shape)}, self.compiler)[0])
-        return lambda: runs_ms(run, self.threads, 1)[0]
+        return lambda: self._calls.runs_ms(run, 1)[0]
 
-    def time_net_ms(self, module: Any, input_shape: tuple[int, ...], repeats: int = 15) -> list[float]:
-        """A whole network, timed as the rows of a table are; see `TorchHost.time_net_ms`."""
-        return net_repeats_ms(self.net(module, input_shape), repeats)
+    @cached_property
+    def _calls(self) -> CallTimer:
+        return CallTimer.of(tvm_compiler("host"), self.open, self.threads)
 
 
 def check_one_thread(runner: str, threads: int) -> None:
@@ -166,10 +171,3 @@ def _without_notes() -> Iterator[None]:
             for line in written.read().splitlines(keepends=True):
                 if b"Scope Loaded" not in line:
                     os.write(2, line)
-
-
-def channels_last(array: Any) -> Any:
-    """An array in torch's layout (N, C, H, W) as (N, H, W, C); others as they are."""
-    import numpy as np
-
-    return np.ascontiguousarray(array.transpose(0, 2, 3, 1)) if array.ndim == 4 else array

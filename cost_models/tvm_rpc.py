@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from .boards import Board, Failed, Unreachable, time_patiently
-from .compiling import Compiler, Job, compile_all
+from .compiling import Compiler, Job, compile_all, nothing
 from .names import unknown
 from .process import Died, LineProcess
 from .rpc_address import Address, boards_of, check_listening, check_server, parse, show
 from .spec import OpSpec
-from .timing import MIN_RUNS, net_repeats_ms
+from .timing import MIN_RUNS
 from .tvm_build import SCHEDULE
 from .tvm_build.targets import TARGETS
 from .tvm_build.targets import target as find
@@ -35,7 +35,9 @@ class TvmRpc:
     """Times ops on boards that serve TVM's RPC: fp32, batch 1, one thread.
 
     Every op is compiled here, checked against torch under emulation where that is installed, and on the board before it
-    is timed there. Give either `address` or `tracker` with `key`.
+    is timed there. What it takes to call TVM's virtual machine on the board, in the same session, is taken off rows and
+    networks alike; the table notes it as call_ns. Boards must agree in CPU and version of TVM; one that is not served
+    by board.py does not tell its version. Give either `address` or `tracker` with `key`.
 
     Raises:
         ValueError: options that do not fit together, before anything is tried.
@@ -51,8 +53,9 @@ class TvmRpc:
     source: str = field(default="measured", kw_only=True)
     precision: str = field(default="fp32", kw_only=True)
     batch: int = field(default=1, kw_only=True)
-    schedule: str = field(default=SCHEDULE, kw_only=True)
+    schedule: str = field(default=f"{SCHEDULE}, call-1", kw_only=True)
     _kept: RpcBoard | None = field(default=None, init=False, repr=False, compare=False)
+    _calls_ms: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_one_thread(self.name, self.threads)
@@ -79,10 +82,12 @@ class TvmRpc:
         if self.target not in TARGETS:
             raise unknown("target", self.target, TARGETS)
         about = {name: text for name, text in self.about.items() if text}
+        on_board = about.pop("tvm", "unknown")
         self._check_family(about.get("system", ""))
+        calls = {"call_ns": round(1e6 * statistics.median(self._calls_ms))} if self._calls_ms else {}
         return {
-            "machine": {"cpu": "unknown", **about},
-            "software": {"apache-tvm": version},
+            "machine": {"cpu": "unknown", **about, **calls},
+            "software": {"apache-tvm": version, "apache-tvm-on-board": on_board},
             "build": {"target": self.target},
         }
 
@@ -119,9 +124,9 @@ class TvmRpc:
         folder = compile_all({0: Job("net", module, input_shape)}, self.compiler)[0]
         return lambda: statistics.median(time_patiently(self._first(), folder, MIN_RUNS))
 
-    def time_net_ms(self, module: Any, input_shape: tuple[int, ...], repeats: int = 15) -> list[float]:
-        """A whole network, timed as the rows of a table are; see `TorchHost.time_net_ms`."""
-        return net_repeats_ms(self.net(module, input_shape), repeats)
+    def called(self, call_ms: float) -> None:
+        """Note what a call took on a board."""
+        self._calls_ms.append(call_ms)
 
     def _first(self) -> RpcBoard:
         """The board that is asked when one is enough; the same until it is closed, for it keeps TVM loaded."""
@@ -135,8 +140,13 @@ class TvmRpc:
         return [parse("address", text) for text in self.address.split(",")]
 
     @cached_property
+    def idle(self) -> Path:
+        """The folder of what is timed to know what a call takes."""
+        return compile_all({0: nothing("nothing")}, self.compiler)[0]
+
+    @cached_property
     def about(self) -> dict[str, str]:
-        """CPU, model and system of the first board, after all addresses were found to answer."""
+        """CPU, model, system and TVM's version of the first board, after all addresses were found to answer."""
         if self.tracker:
             boards_of(parse("tracker", self.tracker), self.key)
         else:
@@ -168,15 +178,22 @@ class RpcBoard:
 
     def time_ms(self, compiled: Path, repeats: int) -> list[float]:
         runner = self._runner
-        answer = self.ask({"folder": str(compiled), "repeats": repeats}, runner.timeout_s + CONNECT_SECONDS)
-        found, wanted = answer["about"]["cpu"], runner.about["cpu"]
-        if found != wanted:
-            raise ValueError(
-                f"{self.name} has the CPU {found or 'unknown'!r}, another one {wanted or 'unknown'!r}. Their rows must "
-                "not be mixed; give boards of different CPUs different keys and device names."
-            )
+        request = {"folder": str(compiled), "nothing": str(runner.idle), "repeats": repeats}
+        answer = self.ask(request, runner.timeout_s + CONNECT_SECONDS)
+        self._check_alike(answer["about"])
+        runner.called(answer["call_ms"])
         latencies: list[float] = answer["ms"]
         return latencies
+
+    def _check_alike(self, about: dict[str, str]) -> None:
+        """Raise ValueError if this board is another one than the runner's first."""
+        for name, words in (("cpu", "the CPU"), ("tvm", "TVM")):
+            found, first = (there.get(name) or "unknown" for there in (about, self._runner.about))
+            if found != first:
+                raise ValueError(
+                    f"{self.name} has {words} {found!r}, another one {first!r}. Their rows must not be mixed; give "
+                    "boards of different CPUs or versions of TVM different keys and device names."
+                )
 
     def ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """Connect anew and have something done there.

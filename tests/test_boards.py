@@ -23,6 +23,7 @@ from cost_models.boards import Failed, Unreachable, check_repeats
 from cost_models.machine import board_cpu
 from cost_models.plan import Incomplete
 from cost_models.runners import make_runner
+from cost_models.timing import net_repeats_ms
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +103,7 @@ def test_an_op_that_stays_absurd_is_missing_and_the_others_are_kept(tmp_path: Pa
 
 def test_normal_noise_of_a_board_is_no_absurdity() -> None:
     check_repeats([1.0, 1.1, 5.0, 19.0])
+    check_repeats([1e-4, 1e-4, 0.015])  # what is left of tiny ops when the call is taken off
     for latencies in ([1.0, 1.1, 30.0], [1.0, 0.04, 1.1]):
         with pytest.raises(Failed, match="among others"):
             check_repeats(latencies)
@@ -174,7 +176,54 @@ def test_a_whole_network_is_timed_with_the_same_patience(monkeypatch: pytest.Mon
     runner: Any = make_runner("tvm-rpc", target="cortex-a72", address="127.0.0.1:1")
     runner._kept = board
     assert runner.net(None, (1, 3, 16, 16))() == pytest.approx(1.01 * additive_ms(CONV))
-    assert runner.time_net_ms(None, (1, 3, 16, 16), 3) == pytest.approx([additive_ms(CONV)] * 3)
+    assert net_repeats_ms(runner.net(None, (1, 3, 16, 16)), 3) == pytest.approx([additive_ms(CONV)] * 3)
+
+
+ABOUT = {"cpu": "ARM a72", "tvm": "0.27.0", "system": "Linux aarch64"}
+
+
+def answering_board(monkeypatch: pytest.MonkeyPatch, about: dict[str, str]) -> Any:
+    """A board that says what it is, beside a first one that is as in ABOUT."""
+    runner: Any = make_runner("tvm-rpc", target="cortex-a72", address="127.0.0.1:1")
+    monkeypatch.setattr("cost_models.tvm_rpc.tvm_version", lambda: "1")
+    runner.__dict__.update(about=ABOUT, idle=Path("nothing"))
+    board = cost_models.tvm_rpc.RpcBoard(runner, ("127.0.0.1", 1))
+    asked: list[dict[str, Any]] = []
+
+    def ask(request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        asked.append(request)
+        return {"about": about, "ms": [1.0, 1.1, 1.2], "call_ms": 0.005}
+
+    monkeypatch.setattr(board, "ask", ask)
+    return board
+
+
+def test_the_version_of_tvm_on_a_board_and_its_call_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = answering_board(monkeypatch, ABOUT)
+    before = board._runner.provenance()
+    assert before["software"] == {"apache-tvm": "1", "apache-tvm-on-board": "0.27.0"}
+    assert "call_ns" not in before["machine"]
+    assert board.time_ms(Path("op"), 3) == [1.0, 1.1, 1.2]
+    assert board._runner.provenance()["machine"]["call_ns"] == 5000
+    board._runner.__dict__["about"] = {"cpu": "ARM a72"}
+    assert board._runner.provenance()["software"]["apache-tvm-on-board"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tvm": "0.26.0"}, "has TVM '0.26.0', another one '0.27.0'"),
+        ({"tvm": ""}, "has TVM 'unknown', another one '0.27.0'"),
+        ({"cpu": "ARM a53"}, "has the CPU 'ARM a53', another one 'ARM a72'"),
+    ],
+)
+def test_boards_of_one_key_that_differ_are_refused(
+    change: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = answering_board(monkeypatch, {**ABOUT, **change})
+    with pytest.raises(ValueError, match=f"{words}.*must not be mixed"):
+        board.time_ms(Path("op"), 3)
+    assert "call_ns" not in board._runner.provenance()["machine"]
 
 
 # --- who answers at an address ----------------------------------------------------------------------------------------

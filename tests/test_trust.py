@@ -115,6 +115,33 @@ def test_spread_and_interruption_are_found() -> None:
     assert "Type the same pynas measure command again" in findings_text([finding])
 
 
+def called(rows: dict[OpSpec, Row], call_ns: int | str) -> LatencyTable:
+    return table_of(rows, machine={**ABOUT.machine, "call_ns": call_ns})
+
+
+def test_rows_shorter_than_the_call_taken_off_them_are_found() -> None:
+    by_latency = sorted(toy_rows().values(), key=lambda row: row.median_ms)
+    quarter = len(by_latency) // 4
+    for shorter, found in ((quarter, []), (quarter + 1, ["call"])):
+        call_ns = round(1e6 * (by_latency[shorter - 1].median_ms + by_latency[shorter].median_ms) / 2)
+        assert checks(called(toy_rows(), call_ns)) == found
+    (finding,) = self_check(called(toy_rows(), call_ns), toy_rows())
+    assert set(finding.specs) == {row.spec for row in by_latency[:shorter]}
+    assert f"{shorter} of {len(by_latency)} rows" in str(finding)
+    assert "given as" not in str(finding)
+    none = {**toy_rows(), by_latency[0].spec: Row(by_latency[0].spec, (1e-4,) * 3)}
+    text = str(next(f for f in self_check(called(none, call_ns), none) if f.check == "call"))
+    assert "1 of them too short to be told from it (they are given as 0.1 us)" in text
+    assert checks(called(toy_rows(), "much")) == []
+
+
+def test_the_spread_of_a_row_is_judged_by_what_was_timed() -> None:
+    row = toy_rows()[CONV]
+    wide = scaled(CONV, 1.0, spread=0.6)
+    assert checks(called(wide, 0)) == ["spread"]
+    assert "spread" not in checks(called(wide, round(2e6 * row.median_ms)))
+
+
 def test_agreement_by_hand() -> None:
     found = agreement([1.1, 1.8, 4.0, 3.0], [1.0, 2.0, 3.2, 4.0])
     assert found.bias == pytest.approx((0.1 - 0.1 + 0.25 - 0.25) / 4, abs=1e-12)

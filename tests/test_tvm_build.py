@@ -286,6 +286,7 @@ def test_a_wrong_answer_is_an_error() -> None:
     ("answer", "expected", "message"),
     [
         (np.ones((1, 2)), np.ones((1, 3)), "has shape"),
+        (np.ones((2, 3)), np.ones((3, 2)), "has shape"),
         (np.full((1, 2), np.nan), np.ones((1, 2)), "is wrong"),
         (np.zeros((1, 2)), np.zeros((1, 2)), "all zero"),
         (np.ones((1, 2)), np.full((1, 2), np.inf), "not finite"),
@@ -294,6 +295,14 @@ def test_a_wrong_answer_is_an_error() -> None:
 def test_answers_that_prove_nothing_are_errors(answer: Any, expected: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         compare(answer, expected, "op")
+
+
+def test_the_same_numbers_in_another_view_are_no_error() -> None:
+    answer = np.arange(3, dtype=np.float32).reshape(1, 1, 1, 3)
+    assert compare(answer, answer.reshape(1, 3), "op") == 0
+    assert compare(answer + 2e-5, answer.reshape(1, 3), "op") == pytest.approx(1e-5, rel=0.01)
+    with pytest.raises(ValueError, match=r"differs from torch by 1\.0e-03 of the largest"):
+        compare(answer + 2e-3, answer.reshape(1, 3), "op")
 
 
 @pytest.mark.slow

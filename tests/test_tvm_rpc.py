@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -159,6 +160,9 @@ def test_over_rpc_from_end_to_end_killed_and_resumed(
     assert table.provenance.runner == "tvm-rpc"
     assert table.provenance.build == {"target": "host"}
     assert table.provenance.machine["cpu"] == cost_models.runners.cpu_model()
+    assert int(table.provenance.machine["call_ns"]) > 0
+    software = table.provenance.software
+    assert software["apache-tvm-on-board"] == software["apache-tvm"] == importlib.metadata.version("apache-tvm")
 
 
 @pytest.mark.tvm
@@ -194,7 +198,7 @@ def test_wrong_outputs_on_the_board_are_no_row(
     right = contents(folder)["expected.npy"]
     try:
         np.save(folder / "expected.npy", np.load(folder / "expected.npy") + 1)
-        with pytest.raises(Incomplete, match=f"{POOL.key}: .*the board gave outputs that differ from torch's by 1"):
+        with pytest.raises(Incomplete, match=f"{POOL.key}: .*the op on the board is wrong: it differs from torch by"):
             on_board(native, tmp_path / "wrong")
     finally:
         (folder / "expected.npy").write_bytes(right)

@@ -77,15 +77,20 @@ def check(built: Built, module: Any, input_shape: Sequence[int], seed: int = 0, 
 def compare(answer: Array, expected: Array, what: str) -> float:
     """The largest absolute difference over the largest absolute expected value.
 
+    Args:
+        answer: Of the code, in the order of `expected`; its shape may differ by dimensions of size 1.
+        expected: Torch's.
+        what: The op, for errors.
+
     Raises:
         ValueError: it is more than 1e-4, or not a number, or torch's own answer is zero or not finite.
     """
-    if answer.shape != expected.shape:
+    if [size for size in answer.shape if size != 1] != [size for size in expected.shape if size != 1]:
         raise ValueError(f"The code of {what} is wrong: its answer has shape {answer.shape}, torch's {expected.shape}.")
     scale = float(np.abs(expected).max())
     if not 0 < scale < float("inf"):
         raise ValueError(f"The code of {what} cannot be checked: torch's own answer is all zero or not finite.")
-    error = float(np.abs(answer.astype(np.float64) - expected).max()) / scale
+    error = float(np.abs(answer.reshape(expected.shape).astype(np.float64) - expected).max()) / scale
     if not error <= TOLERANCE:
         raise ValueError(
             f"The code of {what} is wrong: it differs from torch by {error:.1e} of the largest output, more than "
@@ -114,9 +119,7 @@ def emulate(built: Built, x: Array, repeats: int = 1) -> Array:
         return execute(built, program, x, repeats)
 
 
-def execute(
-    built: Built, program: Path, x: Array, repeats: int = 1, counters: Path | None = None, plugin: Sequence[str] = ()
-) -> Array:
+def execute(built: Built, program: Path, x: Array, repeats: int = 1) -> Array:
     """Runs a program made by `Built.program`.
 
     Args:
@@ -124,8 +127,6 @@ def execute(
         program: The executable; input and output files are written next to it.
         x: Float32 of `built.input_shape`.
         repeats: How often the network runs.
-        counters: File for the counters that the code may have.
-        plugin: Further arguments of the emulator.
 
     Returns:
         Float32 of `built.output_shape`.
@@ -135,10 +136,8 @@ def execute(
     """
     source, answer = program.with_name("input.bin"), program.with_name("output.bin")
     source.write_bytes(np.ascontiguousarray(x, np.float32).tobytes())
-    emulator = [] if built.target.native else [EMULATORS[built.target.family], *plugin]
+    emulator = [] if built.target.native else [EMULATORS[built.target.family]]
     command = [*emulator, str(program.absolute()), str(source), str(answer), str(repeats)]
-    if counters is not None:
-        command.append(str(counters))
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
