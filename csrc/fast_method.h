@@ -9,6 +9,7 @@
 #include <new>
 #include <tuple>
 #include <type_traits>
+#include <vector>
 
 #include "tensors.h"
 
@@ -35,6 +36,21 @@ inline bool read(PyObject* from, bool& to) {
 }
 
 inline bool read(PyObject* from, TensorArg& to) { return to.read(from); }
+
+// Of a tuple. A vector with no elements stands for None.
+template <typename T>
+bool read(PyObject* from, std::vector<T>& to) {
+  if (from == Py_None) return true;
+  if (!PyTuple_Check(from)) {
+    PyErr_Format(PyExc_TypeError, "expected a tuple, got %s", Py_TYPE(from)->tp_name);
+    return false;
+  }
+  to.resize(static_cast<size_t>(PyTuple_GET_SIZE(from)));
+  for (size_t i = 0; i < to.size(); ++i) {
+    if (!read(PyTuple_GET_ITEM(from, static_cast<Py_ssize_t>(i)), to[i])) return false;
+  }
+  return true;
+}
 
 // Makes a method of `Function`, whose first argument is the object. It holds the interpreter's
 // lock.

@@ -1,5 +1,9 @@
 #include "isa.h"
 
+#ifdef PYNAS_X86
+#include <cpuid.h>
+#endif
+
 #include <stdexcept>
 
 namespace pynas {
@@ -16,6 +20,17 @@ std::vector<Isa> usable_isas() {
   }
 #endif
   return isas;
+}
+
+bool narrow_vectors_keep_up() {
+#ifdef PYNAS_X86
+  // AMD's family 25 (Zen 4) runs a vector of 64 bytes as two halves.
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__builtin_cpu_is("amd") || !__get_cpuid(1, &a, &b, &c, &d)) return false;
+  return ((a >> 8) & 15) == 15 && ((a >> 20) & 255) == 10;
+#else
+  return false;
+#endif
 }
 
 std::string name_of(Isa isa) {

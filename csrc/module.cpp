@@ -9,44 +9,21 @@
 #include <string>
 #include <vector>
 
-#include "cpu/elementwise.h"
-#include "cpu/gumbel.h"
-#include "cpu/paths.h"
 #include "fast_method.h"
-#include "isa.h"
+#include "kernels.h"
 #include "shared/philox.h"
 #include "tensors.h"
+#include "workers.h"
 
 namespace py = pybind11;
 
 namespace pynas {
 namespace {
 
-// All kernels of one instruction set.
-struct Kernels {
-  explicit Kernels(const std::string& name) : isa(isa_named(name)) {}
-
-  Isa isa;
-  const ElementwiseTable& elementwise = PYNAS_TABLE(isa, elementwise);
-  const GumbelTable& gumbel = PYNAS_TABLE(isa, gumbel);
-  const PathTable& paths = PYNAS_TABLE(isa, paths);
-};
-
 template <typename T>
 T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
-
-// Lets other Python threads run, where the work outweighs the switch.
-class LongWork {
- public:
-  explicit LongWork(int64_t elements) {
-    if (elements > 10000) release_.emplace();
-  }
-
- private:
-  std::optional<py::gil_scoped_release> release_;
-};
 
 template <typename In, void (*ElementwiseTable::*Function)(const In*, float*, int64_t)>
 void map(const Kernels& kernels, uintptr_t in, uintptr_t out, int64_t count) {
@@ -210,4 +187,8 @@ PYBIND11_MODULE(_C, module) {
   pynas::bind_elementwise(kernels);
   pynas::bind_gumbel(kernels);
   pynas::bind_paths(kernels);
+  pynas::bind_mbconv(kernels);
+  pynas::bind_mbconv_infer(kernels);
+  module.def("scratch_bytes", pynas::scratch_bytes, "Memory that kernels keep for this thread.");
+  module.def("release_scratch", pynas::release_scratch, "Gives that memory back.");
 }

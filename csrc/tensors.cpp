@@ -1,5 +1,7 @@
 #include "tensors.h"
 
+#include <sys/mman.h>
+
 #include <cstdlib>
 #include <new>
 #include <stdexcept>
@@ -12,6 +14,7 @@ namespace {
 
 constexpr int kMostDimensions = 4;  // of a new tensor
 constexpr size_t kAlignment = 64;   // as torch's own memory
+constexpr size_t kLargePage = 2 << 20;
 
 // Never freed: Python may be gone before the module's static objects are.
 struct Torch {
@@ -32,8 +35,13 @@ Block* new_block(dlpack::DataType dtype, std::initializer_list<int64_t> shape) {
   size_t bytes = dtype.bits / 8;
   for (const int64_t size : shape) bytes *= static_cast<size_t>(size);
   bytes = sizeof(Block) + (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  auto* block = static_cast<Block*>(std::aligned_alloc(kAlignment, bytes));
+  const bool large = bytes >= 2 * kLargePage;
+  if (large) bytes = (bytes + kLargePage - 1) / kLargePage * kLargePage;
+  auto* block = static_cast<Block*>(std::aligned_alloc(large ? kLargePage : kAlignment, bytes));
   if (!block) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  if (large) madvise(block, bytes, MADV_HUGEPAGE);  // a wish: first touches are then few
+#endif
   const auto dimensions = static_cast<int32_t>(shape.size());
   block->managed = {
       {dlpack::kMajor, dlpack::kMinor},

@@ -17,6 +17,7 @@ from pynas.architecture import Architecture
 from pynas.console import Show
 from pynas.export import Report
 from pynas.export import export as export_net
+from pynas.kernels import setting
 from pynas.results import Run, Trained, load_model, save_model
 from pynas.strategies import Strategy
 from pynas.summary import show_plan, show_result
@@ -42,6 +43,7 @@ def search(
     baseline: int = 3,
     seed: int = 0,
     amp: Literal["off", "bf16"] = "off",
+    kernels: Literal["auto", "fused", "reference"] = "auto",
     threads: int | None = None,
     limit: int | None = None,
     augment: Literal["auto", "none", "crop", "crop_flip", "imagenet"] = "auto",
@@ -70,6 +72,8 @@ def search(
         baseline: How many random networks of the same budget to train for comparison.
         seed: Of all random numbers.
         amp: Mixed precision of forward passes.
+        kernels: Of training: "auto" takes fused C++ where it is faster, a rule by shape alone; "fused" wherever it can
+            do what the modules do; "reference" is plain PyTorch. Results of the two agree up to rounding.
         threads: Of torch; none takes one for images below 32 pixels, where more only get in each other's way, and
             torch's default otherwise. Results repeat bit for bit on one thread.
         limit: At most so many training images, drawn evenly from the classes.
@@ -100,11 +104,12 @@ def search(
     else:
         folder, config = None, settings.resolve(asked)
     settings.use_threads(config)
-    plan = pipeline.make_plan(config, show, folder)
-    show_plan(plan, show)
-    run = folder if folder is not None else RunFolder.create(config["out"], {**config, "latency_ms": plan.budget})
-    show.line(f"run folder: {run.path}")
-    result = pipeline.execute(plan, run, show)
+    with setting.using(config["kernels"]):
+        plan = pipeline.make_plan(config, show, folder)
+        show_plan(plan, show)
+        run = folder if folder is not None else RunFolder.create(config["out"], {**config, "latency_ms": plan.budget})
+        show.line(f"run folder: {run.path}")
+        result = pipeline.execute(plan, run, show)
     show_result(result, show)
     return result
 
@@ -130,6 +135,7 @@ def retrain(
     epochs: int | None = None,
     recipe: Recipe | None = None,
     seed: int = 0,
+    kernels: Literal["auto", "fused", "reference"] | None = None,
     quiet: bool = False,
 ) -> Trained:
     """Trains the best network of a run (or another architecture on its data) from scratch, and keeps the weights.
@@ -142,6 +148,7 @@ def retrain(
         epochs: Overrides the recipe's.
         recipe: How; the run's own by default.
         seed: Of initial weights and of the order of images.
+        kernels: As in `search`; the run's own by default.
         quiet: Prints nothing.
 
     Returns:
@@ -165,8 +172,11 @@ def retrain(
     if epochs is not None:
         how = dataclasses.replace(how, epochs=epochs)
     plan = dataclasses.replace(plan, recipe=how)
-    told = hashlib.sha256(f"{architecture.fingerprint} {how} {seed}".encode()).hexdigest()[:12]
-    trained = pipeline.train_alone(plan, architecture, folder, f"retrain-{told}", seed, show, "the same command")
+    asked = kernels if kernels is not None else config["kernels"]
+    settings.check_kernels(asked, config["amp"])
+    told = hashlib.sha256(f"{architecture.fingerprint} {how} {seed} {asked}".encode()).hexdigest()[:12]
+    with setting.using(asked):
+        trained = pipeline.train_alone(plan, architecture, folder, f"retrain-{told}", seed, show, "the same command")
     save_model(folder, trained, plan.data)
     show.line(f"test accuracy {trained.accuracy:.2%} of {trained.images} images; weights in {folder.path / 'model'}")
     return trained

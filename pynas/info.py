@@ -12,6 +12,7 @@ import cost_models
 from pynas import kernels
 from pynas.console import Show
 from pynas.export import FORMATS
+from pynas.pipeline import kernels_used
 from pynas.registry import SPACES, STRATEGIES
 from pynas.training.run import environment
 
@@ -24,6 +25,7 @@ def info() -> None:
     rows += [("torch threads", str(torch.get_num_threads()))]
     rows += [(name, version) for name, version in env["packages"].items()]
     rows += [(f"kernels: {name}", str(value)) for name, value in kernels.facts().items()]
+    rows += [(f"kernels: space {name}", kernels_used(make())) for name, make in SPACES.items()]
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none (torch sees no CUDA device)"
     rows += [("GPU", gpu), ("machine", platform.machine())]
     for name, exporter in FORMATS.items():

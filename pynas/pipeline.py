@@ -15,12 +15,14 @@ from torch import nn
 
 import cost_models
 from cost_models.runners import TorchHost, cpu_model
+from pynas import kernels
 from pynas.architecture import Architecture
 from pynas.budget import check_budget, cost_range
 from pynas.console import Show
 from pynas.counting import count
 from pynas.export import Report, export
 from pynas.fuse import fuse
+from pynas.kernels import setting
 from pynas.ops import build
 from pynas.registry import FAMILIES, SPACES, STRATEGIES, SearchSpace
 from pynas.results import Run, Trained, read_candidates, save_model, write_candidates
@@ -144,6 +146,20 @@ def space_specs(space: SearchSpace) -> list[cost_models.OpSpec]:
     """Every distinct op of a space, fixed ones included."""
     options = [FAMILIES.get(slot.family).spec(slot, name) for slot in space.slots() for name in slot.choice.options]
     return sorted({*space.fixed_specs(), *options})
+
+
+def kernels_used(space: SearchSpace, amp: str = "off") -> str:
+    """In how many layers of a space's supernet training runs in fused kernels, as it is set."""
+    slots, facts = space.slots(), kernels.facts()
+    if amp != "off":
+        return f"plain PyTorch in all {len(slots)} layers (mixed precision)"
+    if facts["isa"] == "none":
+        return f"plain PyTorch in all {len(slots)} layers (the C++ kernels are missing; see: pynas info)"
+    fused = sum(getattr(FAMILIES.get(slot.family), "fused", lambda slot: False)(slot) for slot in slots)
+    asked = "" if setting.current() == "auto" else f" (kernels={setting.current()!r})"
+    if not fused:
+        return f"plain PyTorch in all {len(slots)} layers{asked}"
+    return f"fused C++ ({facts['isa']}) in {fused} of {len(slots)} layers{asked}"
 
 
 def classifier_specs(space: SearchSpace) -> list[cost_models.OpSpec]:
@@ -365,6 +381,7 @@ def _figures(
         "measured_spread_ms": spread,
         "baseline": [{"accuracy": record["accuracy"], "cost": record["cost"]} for record in baseline],
         "search_end": {name: last[name] for name in ("skip_share", "entropy", "mean_entropy") if name in last},
+        "kernels": kernels_used(plan.space, plan.config["amp"]),
         "recipe": dataclasses.asdict(plan.recipe),
         "seed": plan.config["seed"],
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pynas.kernels import setting
 from pynas.pipeline import make_space
 from pynas.registry import STRATEGIES
 from pynas.training.data import NAMES
@@ -55,6 +56,13 @@ def use_threads(config: Mapping[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
 
 
+def check_kernels(kernels: object, amp: str) -> None:
+    """Raises ValueError for a setting of the kernels that cannot work here."""
+    setting.check(kernels)
+    if kernels == "fused" and amp != "off":
+        raise ValueError("kernels='fused' computes in float32, amp='bf16' does not. Use kernels='auto' or amp='off'.")
+
+
 def _strategy(asked: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     changes = {key: asked[key] for key in ("epochs", "batch_size") if asked[key] is not None}
     strategy = asked["strategy"]
@@ -98,6 +106,7 @@ def _check_numbers(asked: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must be a whole number from {least} to {most}, not {value!r}.")
     if asked["amp"] not in ("off", "bf16"):
         raise ValueError(f"amp must be 'off' or 'bf16', not {asked['amp']!r}.")
+    check_kernels(asked["kernels"], asked["amp"])
 
 
 def _number(value: object) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pynas.budget import cost_range
 from pynas.console import Show
-from pynas.pipeline import Plan
+from pynas.pipeline import Plan, kernels_used
 from pynas.results import Run
 from pynas.training.feed import Feed
 
@@ -34,6 +34,7 @@ def show_plan(plan: Plan, show: Show) -> None:
         show.line(f"budget: {plan.budget:g} ms does not bind; every network of the space meets it")
     else:
         show.line(f"budget: {plan.budget:g} ms")
+    show.line(f"kernels: {kernels_used(plan.space, plan.config['amp'])}")
     macs = steps * strategy.batch_size * strategy.macs_per_image(plan.space)
     show.line(
         f"strategy: {name}, {strategy.epochs} epochs, {steps:,} steps of {strategy.batch_size} images, "
@@ -64,6 +65,7 @@ def _rows(run: Run) -> list[tuple[str, str]]:
         ("measured latency", _measured(figures)),
         *[(f"on {price['device']}", _elsewhere(price)) for price in figures.get("elsewhere", [])],
         ("random search", _baseline(figures)),
+        ("kernels", figures["kernels"]),
         *_collapse(figures),
         ("export", figures["export"]["check"]),
         ("run folder", str(run.folder)),

@@ -24,10 +24,14 @@ from __future__ import annotations
 
 from pynas.kernels.gumbel import GUMBEL_GATES, GumbelGates, gumbel_gates
 from pynas.kernels.kernel import Kernel
+from pynas.kernels.mbconv import MIXED_MBCONV, mixed_mbconv
+from pynas.kernels.mbconv_infer import MBCONV_INFERENCE
 from pynas.kernels.native import facts
 from pynas.kernels.paths import FAIR_PATHS, SAMPLE_PATHS, fair_paths, sample_paths, uniform_paths
 
-ALL: dict[str, Kernel] = {kernel.name: kernel for kernel in (GUMBEL_GATES, SAMPLE_PATHS, FAIR_PATHS)}
+ALL: dict[str, Kernel] = {
+    kernel.name: kernel for kernel in (GUMBEL_GATES, SAMPLE_PATHS, FAIR_PATHS, MIXED_MBCONV, MBCONV_INFERENCE)
+}
 
 __all__ = [
     "ALL",
@@ -36,6 +40,7 @@ __all__ = [
     "facts",
     "fair_paths",
     "gumbel_gates",
+    "mixed_mbconv",
     "sample_paths",
     "uniform_paths",
 ]

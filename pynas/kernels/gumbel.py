@@ -7,11 +7,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from pynas.kernels import noise
+from pynas.kernels import noise, once
 from pynas.kernels.kernel import Kernel
 from pynas.kernels.native import KERNELS
 
 MOST_OPTIONS = 256  # kMostOptions of csrc/cpu/gumbel.h; a test compares them
+_TOLD = once.told("gumbel_gates", "pynas.kernels.gumbel.gumbel_reference")
 _TAUS = (1e-30, 1e30)  # beyond, float32 divides by 0 or infinity; kLeastTau and kMostTau there
 
 _Call = tuple[Tensor, Tensor, Tensor, float, int, int, int]  # theta, mask, cost, tau, seed, step, draws
@@ -166,7 +167,7 @@ class _Gates(torch.autograd.Function):
         return soft, log_prob, expected
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         call, version = ctx.inputs
         theta, mask, cost, *_ = call
         if theta._version + mask._version + cost._version != version:
@@ -174,34 +175,8 @@ class _Gates(torch.autograd.Function):
                 "theta, mask or cost was changed in place between gumbel_gates and backward(). "
                 "Call backward() first, or change a copy."
             )
-        theta_out, cost_out = _backward(call, grads, ctx.needs_input_grad[1])
-        if torch.is_grad_enabled():  # the caller keeps a graph of this backward pass
-            theta_out = _Last.apply(theta_out, theta, cost, *grads)
-            cost_out = None if cost_out is None else _Last.apply(cost_out, theta, cost, *grads)
-        return theta_out, cost_out, None
-
-
-class _Last(torch.autograd.Function):
-    """Passes a gradient on. Ties it to what it depends on, so that every second derivative meets the error.
-
-    `torch.autograd.function.once_differentiable` does not: where theta is also reached on another path, it lets
-    torch.autograd.grad return that path's share alone.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, *sources: Tensor | None) -> Tensor:
-        return grad.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> None:
-        _refuse(ctx, *grads)
-
-
-def _refuse(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(
-        "gumbel_gates cannot be differentiated twice. For second derivatives call "
-        "pynas.kernels.gumbel.gumbel_reference, which is plain PyTorch."
-    )
+        found = _backward(call, grads, ctx.needs_input_grad[1])
+        return *once.last(_TOLD, found, (theta, cost, *grads)), None
 
 
 def gumbel_function(
@@ -275,7 +250,7 @@ def _(theta: Tensor, mask: Tensor, cost: Tensor, *rest: Any) -> tuple[Tensor, Te
     return torch.empty_like(theta), torch.empty_like(cost)
 
 
-gumbel_backward_op.register_autograd(_refuse)
+gumbel_backward_op.register_autograd(once.refusal(_TOLD))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

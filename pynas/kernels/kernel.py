@@ -20,6 +20,9 @@ class Kernel:
         reference: What the kernel must compute, in plain PyTorch.
         samples: Argument tuples on a device, floating point ones of a dtype; tensors that take a gradient require it.
         differentiable: Whether any argument takes a gradient.
+        results: How many outputs there are; what `op` returns beyond them is for its backward pass. None: all.
+        same_bits: Whether every instruction set gives the same bits.
+        tolerance: Relative and absolute, within which `function` and `op` meet the reference in float32.
     """
 
     name: str
@@ -28,3 +31,6 @@ class Kernel:
     reference: Callable[..., Any]
     samples: Callable[[torch.device, torch.dtype], list[tuple[Any, ...]]]
     differentiable: bool = True
+    results: int | None = None
+    same_bits: bool = True
+    tolerance: tuple[float, float] = (1e-5, 1e-6)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from cost_models.spec import OpSpec
-from pynas.choices import Slot
+from pynas.choices import Gates, Slot
+from pynas.kernels.mbconv import would_run
+from pynas.ops.fused import Blocks, Division, Wiring, traced
 from pynas.ops.layers import MODULES, ConvBN, build
 from pynas.ops.mixed import Mixed
 from pynas.registry import FAMILIES, Registry
@@ -99,13 +103,65 @@ class MBConv(nn.Module):
         self.depthwise = ConvBN(hidden, hidden, spec.kernel, spec.stride, groups=hidden, activation=act)
         self.project = ConvBN(hidden, spec.out_channels, groups=spec.groups, activation="none")
         self.residual = spec.stride == 1 and spec.in_channels == spec.out_channels
+        self._wiring = Wiring()
 
     def forward(self, x: Tensor) -> Tensor:
+        y = self._fused(x) if self.training or not torch.is_grad_enabled() else None
+        return self.plain(x) if y is None else y
+
+    def _fused(self, x: Tensor) -> Tensor | None:
+        if type(self) is not MBConv:
+            return None
+        if torch.compiler.is_compiling():
+            return traced(Division.alone(self), x, None) if self.training else None
+        wired: Blocks | None = self._wiring.get("alone")
+        if wired is None or not wired.unchanged():
+            wired = self._wiring["alone"] = Blocks(Division.alone(self), called=True)
+        if not wired.sound:
+            return None
+        return wired(x, None) if self.training else wired.inference(x)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The block in plain PyTorch, module by module."""
         y: Tensor = self.expand(x)
         if self.shuffle is not None:
             y = self.shuffle(y)
         y = self.project(self.depthwise(y))
         return x + y if self.residual else y
+
+
+class MixedMBConv(Mixed):
+    """A choice layer whose blocks, and the identity, run in one call of a kernel where that does the same."""
+
+    def __init__(self, options: Mapping[str, nn.Module]) -> None:
+        super().__init__(options)
+        self._wiring = Wiring()
+
+    def forward(self, x: Tensor, gates: Gates) -> Tensor:
+        y, run = None, gates.run
+        if self.training and torch.compiler.is_compiling():
+            division = self._divided(gates)
+            y = traced(division, x, gates.values)
+            run = run if y is None else division.others
+        elif self.training:
+            key = gates.run, gates.train
+            wired: Blocks | None = self._wiring.get(key)
+            if wired is None or not wired.unchanged():
+                wired = self._wiring[key] = Blocks(self._divided(gates), called=False, around=[self.options])
+            y = wired(x, gates.values) if wired.sound else None
+            run = run if y is None else wired.division.others
+        return self.add(y, x, gates, run) if run or y is None else y
+
+    def _divided(self, gates: Gates) -> Division:
+        """Which of the running options the kernel can take; the identity may join blocks."""
+        modules = list(self.options.values())
+        columns = [column for column in gates.run if type(modules[column]) is MBConv]
+        blocks = [modules[column] for column in columns]
+        identities = [column for column in gates.run if type(modules[column]) is nn.Identity]
+        identity = identities[0] if blocks and blocks[0].residual and len(identities) == 1 else -1
+        others = tuple(column for column in gates.run if column not in columns and column != identity)
+        trained = [column in gates.train for column in columns]
+        return Division(blocks, columns, trained, identity, others)
 
 
 class MBConvFamily:
@@ -119,7 +175,12 @@ class MBConvFamily:
         return build(self.spec(slot, name))
 
     def mixed(self, slot: Slot) -> nn.Module:
-        return Mixed({name: self.single(slot, (name,)) for name in slot.choice.options})
+        return MixedMBConv({name: self.single(slot, (name,)) for name in slot.choice.options})
+
+    def fused(self, slot: Slot) -> bool:
+        """Whether the slot's blocks, all at once, run in a fused kernel in training, as it is set."""
+        blocks = sum(self.spec(slot, name).kind == "mbconv" for name in slot.choice.options)
+        return blocks > 0 and would_run(slot.in_channels, slot.size, slot.size, blocks)
 
 
 FAMILIES.add("mbconv", MBConvFamily())

@@ -26,9 +26,12 @@ class Mixed(nn.Module):
 
     def forward(self, x: Tensor, gates: Gates) -> Tensor:
         """(B, C, S, S) and gates -> (B, C', S', S')."""
+        return self.add(None, x, gates, gates.run)
+
+    def add(self, total: Tensor | None, x: Tensor, gates: Gates, run: tuple[int, ...]) -> Tensor:
+        """Adds the gated outputs of some options to a sum."""
         modules = list(self.options.values())
-        total: Tensor | None = None
-        for index in gates.run:
+        for index in run:
             with torch.set_grad_enabled(torch.is_grad_enabled() and index in gates.train):
                 y = modules[index](x)
             gate = gates.values[..., index]

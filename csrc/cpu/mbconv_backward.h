@@ -1,0 +1,132 @@
+// The backward pass of a layer: its parts, in order.
+#pragma once
+
+#include "mbconv_backward_hidden.h"
+#include "mbconv_backward_outputs.h"
+#include "mbconv_backward_weights.h"
+
+namespace pynas {
+namespace {
+
+template <typename T>
+MbBackwardPass<T>::MbBackwardPass(const MbBackward<T>& args, const Workers& workers)
+    : args_(args),
+      s_(args.shape),
+      workers_(workers),
+      layout_(s_),
+      packed_(s_, args.options, workers, true),
+      slopes_(!slope_from_output(s_.activation)) {
+  int64_t kernel = 3, most = 0;
+  for (int64_t o = 0; o < s_.options; ++o) {
+    kernel = larger(kernel, args.options[o].kernel);
+    most = larger(most, padded<T>(args.options[o].hidden));
+  }
+  taps_ = kernel * kernel;
+  slice_ = smaller(layout_.slice(), most);
+  slice_vectors_ = slice_ / kLanes<T>;
+  const int64_t in_room = Rows<T>::room_for(s_.width, kernel / 2);
+  const int64_t at_once = layout_.images_at_once(), lines = layout_.positions * slice_;
+  stored_ = 3 * lines * kBytes <= kStoredBytes;
+  const int64_t wanted = Layout<T>::rows_at_once(s_.height, s_.width) + 2 * kernel;
+  hidden_kept_ =
+      stored_ ? s_.height
+              : smaller(s_.height, larger(wanted, kernel + s_.stride * Layout<T>::rows_at_once(
+                                                                           layout_.out_height,
+                                                                           layout_.out_width)));
+  hidden_room_ =
+      Rows<T>::elements(stored_ ? s_.images : at_once, slice_vectors_, hidden_kept_, in_room);
+  hidden_rows_ = take<T>(workers, hidden_room_ * (stored_ ? 1 : workers.count));
+  slope_rows_ = slopes_ ? take<T>(workers, hidden_room_ * (stored_ ? 1 : workers.count)) : nullptr;
+  zeros_ = take_zeros<T>(workers, in_room * kLanes<T>);
+  kept_ = smaller(layout_.out_height, wanted);
+  gradient_room_ = Rows<T>::elements(at_once, slice_vectors_, kept_,
+                                     Rows<T>::room_for(layout_.out_width, kernel / 2));
+  gradient_rows_ = take<T>(workers, workers.count * gradient_room_);
+  const int64_t most_rows = at_once * smaller(layout_.out_height, wanted);
+  lines_room_ = most_rows * layout_.out_width * slice_;
+  values_ = take<T>(workers, stored_ ? lines : workers.count * lines_room_);
+  gradients_ = take<T>(workers, stored_ ? lines : workers.count * lines_room_);
+  out_scatter_ = take<int32_t>(workers, most_rows * layout_.out_width);
+  const Lines<T> pattern{values_, slice_vectors_, layout_.out_width};
+  for (int64_t i = 0; i < most_rows * layout_.out_width; ++i) {
+    out_scatter_[i] = static_cast<int32_t>(pattern.line(i / layout_.out_width, 0) +
+                                           i % layout_.out_width * kLanes<T> - values_);
+  }
+  product_gradient_ = take<T>(workers, layout_.positions * layout_.out_padded);
+  in_room_ = layout_.spread(layout_.in_band_room());
+  out_room_ = layout_.spread(layout_.out_band_room());
+  bands_ = take<T>(workers, workers.count * larger(in_room_, out_room_) * slice_);
+  const int64_t shares = layout_.shares;
+  expand_sums_ = take<T>(workers, shares * s_.in_channels * slice_);
+  project_sums_ = take<T>(workers, shares * s_.out_channels * slice_);
+  depthwise_sums_ = take<T>(workers, shares * taps_ * slice_);
+  scale3_ = take<T>(workers, 3 * layout_.out_padded);
+  square3_ = scale3_ + layout_.out_padded;
+  constant3_ = square3_ + layout_.out_padded;
+  scale2_ = take<T>(workers, 3 * slice_);
+  square2_ = scale2_ + slice_;
+  constant2_ = square2_ + slice_;
+  mean2_ = take<T>(workers, most);
+  scaled_expand_ = take<T>(workers, s_.in_channels * most);
+  scatter_ = take<int32_t>(workers, Expander<T>::scatter_room(layout_));
+  sums_ = {slice_, kSums, take<double>(workers, shares * kSums * slice_)};
+  image_sums_ = take_zeros<double>(workers, s_.images * (1 + s_.options) * s_.out_channels);
+  image_dots_ = take_zeros<double>(workers, s_.images);
+  correction_ = {take_zeros<T>(workers, s_.in_channels * layout_.in_padded),
+                 take_zeros<T>(workers, s_.in_channels)};
+  input_gradient_ = args.x_gradient && layout_.in_padded == s_.in_channels
+                        ? args.x_gradient
+                        : take<T>(workers, layout_.in_positions * layout_.in_padded);
+}
+
+template <typename T>
+void MbBackwardPass<T>::run() {
+  sum_outputs();
+  gate_gradients();
+  const int64_t image = s_.height * s_.width * layout_.in_padded;
+  parallel(workers_, layout_.shares, [&](int64_t index, int64_t) {
+    const Share share = layout_.share(index);
+    memset(input_gradient_ + share.n0 * image, 0,
+           static_cast<size_t>((share.n1 - share.n0) * image) * sizeof(T));
+  });
+  for (int64_t o = 0; o < s_.options; ++o) {
+    if (args_.options[o].trained && (args_.x_gradient || args_.gradients)) {
+      one_option(o, statistics_of(o));
+    }
+  }
+  if (args_.x_gradient) finish_input();
+}
+
+template <typename T>
+void MbBackwardPass<T>::one_option(int64_t index, const Statistics<T>& of) {
+  const MbOption<T>& option = args_.options[index];
+  const MbGradients<T>* to = args_.gradients ? args_.gradients + index : nullptr;
+  option_ = &option;
+  products_ = args_.saved.products + index * layout_.positions * layout_.out_padded;
+  third_norm(index, of);
+  packed_.read(s_, option, true);
+  if (to) packed_.multiply_covariance(s_, args_.saved.covariance);
+  packed_.fold(s_, option, of, true);
+  packed_.fold_second(s_, option, of, 0, packed_.room);
+  memset(mean2_, 0, static_cast<size_t>(packed_.room) * sizeof(T));
+  memcpy(mean2_, of.mean2, static_cast<size_t>(option.hidden) * sizeof(T));
+  const Rows<T> rows = hidden_rows(option, 0);
+  Expander<T>::fill(layout_, rows, scatter_);
+  for (int64_t first = 0; first < packed_.room; first += slice_) {
+    const int64_t channels = smaller(slice_, packed_.room - first);
+    first_slice_ = first == 0;
+    parallel(workers_, layout_.shares, [&](int64_t share, int64_t worker) {
+      first_half(option, first, channels, share, worker);
+    });
+    second_norm(to, of, first, channels);
+    parallel(workers_, layout_.shares, [&](int64_t share, int64_t worker) {
+      second_half(option, first, channels, layout_.turn(share, Way::kDown), worker);
+    });
+    if (to) weight_gradients(option, to, first, channels);
+    first_norm(option, to, of, first, channels);
+  }
+  correct_input();
+}
+
+}  // namespace
+}  // namespace pynas

@@ -1,0 +1,278 @@
+// The forward pass of a layer.
+#pragma once
+
+#include "mbconv_moments.h"
+#include "mbconv_rows.h"
+
+namespace pynas {
+namespace {
+
+template <typename T>
+class MbForwardPass {
+ public:
+  MbForwardPass(const MbForward<T>& args, const Workers& workers)
+      : args_(args),
+        s_(args.shape),
+        workers_(workers),
+        layout_(s_),
+        packed_(s_, args.options, workers, false),
+        slice_(layout_.slice()) {
+    int64_t kernel = 3, most = 0;
+    for (int64_t o = 0; o < s_.options; ++o) {
+      kernel = larger(kernel, args.options[o].kernel);
+      most = larger(most, padded<T>(args.options[o].hidden));
+    }
+    slice_ = smaller(slice_, most);
+    const int64_t vectors = slice_ / kLanes<T>;
+    const int64_t bands = Layout<T>::rows_at_once(layout_.out_height, layout_.out_width);
+    kept_ = smaller(s_.height, bands * s_.stride + kernel);
+    ring_ = Rows<T>::elements(layout_.images_at_once(), vectors, kept_,
+                              Rows<T>::room_for(s_.width, kernel / 2));
+    rings_ = take<T>(workers, workers.count * ring_);
+    zeros_ = take_zeros<T>(workers, Rows<T>::room_for(s_.width, kernel / 2) * kLanes<T>);
+    scatter_ = take<int32_t>(workers, Expander<T>::scatter_room(layout_));
+    band_room_ = layout_.spread(layout_.out_band_room());
+    values_ = {take<T>(workers, layout_.positions * slice_), vectors, layout_.out_width};
+    hidden_ = take<T>(workers, workers.count * band_room_ * slice_);
+    const int64_t channels = larger(slice_, layout_.out_padded);
+    sums_ = {channels, 2, take<double>(workers, layout_.shares * 2 * channels)};
+    origins_ = take<T>(workers, layout_.shares * channels);
+    mean_ = take<double>(workers, channels);
+    squares_ = take<double>(workers, channels);
+  }
+
+  void run() {
+    input_moments(s_, layout_, workers_, args_.x, args_.saved.mean, args_.saved.covariance);
+    T* statistics = args_.saved.statistics;
+    for (int64_t o = 0; o < s_.options; ++o) {
+      const MbOption<T>& option = args_.options[o];
+      const Statistics<T> of(statistics, option.hidden, s_.out_channels);
+      statistics += Statistics<T>::elements(option.hidden, s_.out_channels);
+      products_ = args_.saved.products + o * layout_.positions * layout_.out_padded;
+      one_option(option, of);
+    }
+    apply();
+  }
+
+ private:
+  void one_option(const MbOption<T>& option, const Statistics<T>& of) {
+    packed_.read(s_, option, false);
+    packed_.first_statistics(s_, args_.saved.mean, args_.saved.covariance, of.mean1, of.variance1);
+    packed_.fold(s_, option, of, false);
+    Rows<T> rows = ring(option, 0);
+    Expander<T>::fill(layout_, rows, scatter_);
+    const Depthwise<T> convolution = depthwise<T>(option.kernel, s_.stride);
+    for (int64_t first = 0; first < packed_.room; first += slice_) {
+      const int64_t channels = smaller(slice_, packed_.room - first);
+      parallel(workers_, layout_.shares, [&](int64_t share, int64_t worker) {
+        values(option, convolution, first, channels, share, worker);
+      });
+      collect(of.mean2 + first, of.variance2 + first, channels, option.hidden - first);
+      packed_.fold_second(s_, option, of, first, first + channels);
+      parallel(workers_, layout_.shares, [&](int64_t share, int64_t worker) {
+        project(first, channels, layout_.turn(share, Way::kDown), worker);
+      });
+    }
+    collect(of.mean3, of.variance3, s_.out_channels, s_.out_channels);
+  }
+
+  Rows<T> ring(const MbOption<T>& option, int64_t worker) const {
+    const int64_t pad = option.kernel / 2, room = Rows<T>::room_for(s_.width, pad);
+    const int64_t vectors = slice_ / kLanes<T>;
+    return {rings_ + worker * ring_,
+            kept_,
+            s_.width,
+            pad,
+            room,
+            vectors,
+            Rows<T>::elements(1, vectors, kept_, room),
+            zeros_};
+  }
+
+  // Depthwise outputs of a slice, and their sums.
+  void values(const MbOption<T>& option, const Depthwise<T>& convolution, int64_t first,
+              int64_t channels, int64_t index, int64_t worker) {
+    const int64_t vectors = channels / kLanes<T>, pad = option.kernel / 2;
+    const Expander<T> expander{
+        s_, args_.x, packed_, first, vectors, ring(option, worker), scatter_, s_.activation};
+    const Rows<T>& rows = expander.rows;
+    for (int64_t n = 0; n < layout_.images_at_once(); ++n) rows.clear_pads(n);
+    const Share share = layout_.share(index);
+    T* origin = origins_ + index * sums_.channels;
+    const T* weights = packed_.depthwise + first;
+    double* of_share = sums_.at(index, 0);
+    memset(of_share, 0, static_cast<size_t>(2 * sums_.channels) * sizeof(double));
+    int64_t have = 0;
+    bool begun = false;
+    layout_.for_out_bands(share, Way::kUp, [&](const Band& band) {
+      have = expander.expand_for(band, option.kernel, have, 0);
+      alignas(kVectorBytes) T sums[kMostSlice<T>][2 * kLanes<T>] = {};
+      const T* window[kMostKernel];
+      if (!begun) {  // the first output is near enough to the mean
+        for (int64_t v = 0; v < vectors; ++v) {
+          rows.window(0, v, band.y0 * s_.stride - pad, option.kernel, s_.height, window);
+          convolution.apply(window, 1, weights + v * kLanes<T>, packed_.room,
+                            origin + v * kLanes<T>);
+        }
+      }
+      for (int64_t row = 0; row < band.rows(); ++row) {
+        const int64_t n = row / (band.y1 - band.y0), y = band.y0 + row % (band.y1 - band.y0);
+        for (int64_t v = 0; v < vectors; ++v) {
+          rows.window(n, v, y * s_.stride - pad, option.kernel, s_.height, window);
+          convolution.forward(window, band.width, weights + v * kLanes<T>, packed_.room,
+                              values_.line(band.first_row() + row, v), origin + v * kLanes<T>,
+                              sums[v]);
+        }
+      }
+      for (int64_t v = 0; v < vectors; ++v) {
+        add_to<T>(of_share + v * kLanes<T>, load(sums[v]));
+        add_to<T>(of_share + sums_.channels + v * kLanes<T>, load(sums[v] + kLanes<T>));
+      }
+      begun = true;
+    });
+  }
+
+  // Adds a slice's part of the last product, and after the last slice sums the product up.
+  void project(int64_t first, int64_t channels, int64_t index, int64_t worker) {
+    const int64_t vectors = channels / kLanes<T>, wide = layout_.out_padded;
+    T* hidden = hidden_ + worker * band_room_ * slice_;
+    Gemm<T> g{vectors,   kLanes<T>, kLanes<T>, band_room_ * kLanes<T>, 1, wide,
+              kLanes<T>, wide,      kLanes<T>};
+    g.start = first ? Start::kAdd : Start::kZero;
+    const bool last = first + channels == packed_.room;
+    T* origin = origins_ + index * sums_.channels;
+    double* of_share = sums_.at(index, 0);
+    memset(of_share, 0, static_cast<size_t>(2 * sums_.channels) * sizeof(double));
+    bool begun = false;
+    layout_.for_out_bands(layout_.share(index), Way::kDown, [&](const Band& band) {
+      const int64_t count = band.positions();
+      with_activation(s_.activation, [&](auto kind) {
+        for (int64_t row = 0; row < band.rows(); ++row) {
+          for (int64_t v = 0; v < vectors; ++v) {
+            const Vector<T> scale = load(packed_.scale2 + first + v * kLanes<T>);
+            const Vector<T> bias = load(packed_.bias2 + first + v * kLanes<T>);
+            const T* from = values_.line(band.first_row() + row, v);
+            T* to = hidden + (v * band_room_ + row * band.width) * kLanes<T>;
+            for (int64_t i = 0; i < band.width * kLanes<T>; i += kLanes<T>) {
+              store(to + i, activate<T>(kind.value, load(from + i) * scale + bias));
+            }
+          }
+        }
+      });
+      T* product = products_ + band.begin() * wide;
+      gemm(count, wide / kLanes<T>, g, hidden, packed_.project + first * wide, product);
+      if (!last) return;
+      if (!begun) memcpy(origin, product, static_cast<size_t>(wide) * sizeof(T));
+      begun = true;
+      sum_products(product, count, origin, of_share);
+    });
+  }
+
+  void sum_products(const T* product, int64_t count, const T* origin, double* of_share) const {
+    const int64_t wide = layout_.out_padded;
+    for (int64_t c = 0; c < wide; c += kLanes<T>) {
+      const Vector<T> shift = load(origin + c);
+      Vector<T> first{}, second{};
+      for (int64_t i = 0; i < count; ++i) {
+        const Vector<T> more = load(product + i * wide + c) - shift;
+        first += more;
+        second += more * more;
+      }
+      add_to<T>(of_share + c, first);
+      add_to<T>(of_share + sums_.channels + c, second);
+    }
+  }
+
+  // Mean and biased variance from the shares' sums.
+  void collect(T* mean, T* variance, int64_t channels, int64_t wanted) const {
+    memset(mean_, 0, static_cast<size_t>(channels) * sizeof(double));
+    memset(squares_, 0, static_cast<size_t>(channels) * sizeof(double));
+    Moments moments{0, mean_, squares_};
+    for (int64_t i = 0; i < layout_.shares; ++i) {
+      const Share share = layout_.share(i);
+      const int64_t count = (share.n1 - share.n0) * layout_.out_height * layout_.out_width;
+      moments.add(count, sums_.at(i, 0), sums_.at(i, 1), origins_ + i * sums_.channels, channels);
+    }
+    for (int64_t c = 0; c < smaller(channels, wanted); ++c) {
+      mean[c] = static_cast<T>(mean_[c]);
+      const double v = squares_[c] / static_cast<double>(moments.count);
+      variance[c] = static_cast<T>(v < 0 ? 0 : v);
+    }
+  }
+
+  bool residual() const { return s_.stride == 1 && s_.in_channels == s_.out_channels; }
+  T coefficients(int64_t image, T* scale, T* shift) const;
+  void apply() const;
+
+  const MbForward<T>& args_;
+  const MbShape& s_;
+  const Workers& workers_;
+  const Layout<T> layout_;
+  Packed<T> packed_;
+  int64_t slice_, kept_, ring_, band_room_;
+  Lines<T> values_;
+  T *rings_, *zeros_, *hidden_, *origins_, *products_ = nullptr;
+  int32_t* scatter_;
+  ShareSums sums_;
+  double *mean_, *squares_;
+};
+
+// What one image's products are multiplied with, [options, out], and what is added, [out]. Returns
+// the factor of the input.
+template <typename T>
+T MbForwardPass<T>::coefficients(int64_t image, T* scale, T* shift) const {
+  const int64_t out = s_.out_channels, wide = layout_.out_padded;
+  const MbGates<T>& g = args_.gates;
+  const T* gates = g.values ? g.values + image * g.image_step : nullptr;
+  double input = g.identity >= 0 ? static_cast<double>(gates[g.identity]) : 0;
+  memset(shift, 0, static_cast<size_t>(wide) * sizeof(T));
+  T* statistics = args_.saved.statistics;
+  for (int64_t o = 0; o < s_.options; ++o) {
+    const MbOption<T>& option = args_.options[o];
+    const Statistics<T> of(statistics, option.hidden, out);
+    statistics += Statistics<T>::elements(option.hidden, out);
+    const double gate = gates ? static_cast<double>(gates[option.gate]) : 1;
+    if (residual()) input += gate;
+    for (int64_t c = 0; c < out; ++c) {
+      const double a =
+          static_cast<double>(option.norm3.scale[c]) * rstd_of(of.variance3[c], s_.eps);
+      scale[o * wide + c] = static_cast<T>(gate * a);
+      shift[c] += static_cast<T>(gate * (static_cast<double>(option.norm3.shift[c]) -
+                                         a * static_cast<double>(of.mean3[c])));
+    }
+  }
+  return static_cast<T>(input);
+}
+
+// y = sum of gate * norm3(product), plus the input times the gates of what adds it.
+template <typename T>
+void MbForwardPass<T>::apply() const {
+  const Columns<T> columns{s_.out_channels};
+  const int64_t out = s_.out_channels, wide = layout_.out_padded, options = s_.options;
+  const int64_t image = layout_.out_height * layout_.out_width;
+  const int64_t step = layout_.positions * wide;
+  const bool adds = residual() || args_.gates.identity >= 0;
+  T* memory = take_zeros<T>(workers_, workers_.count * (options + 1) * wide);
+  parallel(workers_, layout_.shares, [&](int64_t index, int64_t worker) {
+    T *scale = memory + worker * (options + 1) * wide, *shift = scale + options * wide;
+    const Share share = layout_.share(index);
+    for (int64_t n = share.n0; n < share.n1; ++n) {
+      const Vector<T> times = broadcast(coefficients(n, scale, shift));
+      for (int64_t p = n * image; p < (n + 1) * image; ++p) {
+        for (int64_t v = 0; v < columns.vectors(); ++v) {
+          const int64_t at = columns.offset(v);
+          Vector<T> sum = load(shift + at);
+          const T* product = args_.saved.products + p * wide + at;
+          for (int64_t o = 0; o < options; ++o) {
+            sum += load(scale + o * wide + at) * load(product + o * step);
+          }
+          if (adds) sum += times * columns.get(args_.x + p * out, v);
+          columns.put(args_.y + p * out, v, sum);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace pynas
