@@ -1,5 +1,7 @@
 """Times every kernel against its reference and against what one would write in torch instead.
 
+Layers and blocks at the sizes of real networks: `bench_mbconv.py`, `bench_inference.py` and `bench_supernet.py`.
+
     pytest bench/bench_kernels.py        one pytest-benchmark group per kernel, ratios in extra_info
     python bench/bench_kernels.py        one table
 
@@ -16,7 +18,6 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,12 +39,17 @@ Call = Callable[[], object]
 
 def step(function: Callable[..., Any], args: tuple[Any, ...]) -> Call:
     """A call of a kernel; where it is differentiable, forward and backward through autograd as in a search."""
-    leaves = [arg for arg in args if isinstance(arg, Tensor) and arg.requires_grad]
+    flat = [part for arg in args for part in (arg if isinstance(arg, list | tuple) else (arg,))]
+    leaves = [part for part in flat if isinstance(part, Tensor) and part.requires_grad]
     if not leaves:
         return lambda: function(*args)
     torch.manual_seed(0)
     outputs = function(*args)
-    kept = itemgetter(*(i for i, output in enumerate(outputs) if output.is_floating_point()))
+    indices = [i for i, output in enumerate(outputs) if output.requires_grad]
+
+    def kept(found: tuple[Tensor, ...]) -> list[Tensor]:
+        return [found[i] for i in indices]
+
     weights = [torch.randn_like(output) for output in kept(outputs)]
 
     def run() -> None:

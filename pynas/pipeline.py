@@ -148,14 +148,14 @@ def space_specs(space: SearchSpace) -> list[cost_models.OpSpec]:
     return sorted({*space.fixed_specs(), *options})
 
 
-def kernels_used(space: SearchSpace, amp: str = "off") -> str:
-    """In how many layers of a space's supernet training runs in fused kernels, as it is set."""
+def kernels_used(space: SearchSpace, amp: str = "off", images: int = 16) -> str:
+    """In how many layers of a space's supernet training on so many images runs in fused kernels, as it is set."""
     slots, facts = space.slots(), kernels.facts()
     if amp != "off":
         return f"plain PyTorch in all {len(slots)} layers (mixed precision)"
     if facts["isa"] == "none":
         return f"plain PyTorch in all {len(slots)} layers (the C++ kernels are missing; see: pynas info)"
-    fused = sum(getattr(FAMILIES.get(slot.family), "fused", lambda slot: False)(slot) for slot in slots)
+    fused = sum(getattr(FAMILIES.get(slot.family), "fused", lambda *_: False)(slot, images) for slot in slots)
     asked = "" if setting.current() == "auto" else f" (kernels={setting.current()!r})"
     if not fused:
         return f"plain PyTorch in all {len(slots)} layers{asked}"
@@ -381,7 +381,7 @@ def _figures(
         "measured_spread_ms": spread,
         "baseline": [{"accuracy": record["accuracy"], "cost": record["cost"]} for record in baseline],
         "search_end": {name: last[name] for name in ("skip_share", "entropy", "mean_entropy") if name in last},
-        "kernels": kernels_used(plan.space, plan.config["amp"]),
+        "kernels": kernels_used(plan.space, plan.config["amp"], getattr(plan.strategy, "batch_size", 16)),
         "recipe": dataclasses.asdict(plan.recipe),
         "seed": plan.config["seed"],
     }

@@ -34,7 +34,7 @@ def show_plan(plan: Plan, show: Show) -> None:
         show.line(f"budget: {plan.budget:g} ms does not bind; every network of the space meets it")
     else:
         show.line(f"budget: {plan.budget:g} ms")
-    show.line(f"kernels: {kernels_used(plan.space, plan.config['amp'])}")
+    show.line(f"kernels: {kernels_used(plan.space, plan.config['amp'], getattr(plan.strategy, 'batch_size', 16))}")
     macs = steps * strategy.batch_size * strategy.macs_per_image(plan.space)
     show.line(
         f"strategy: {name}, {strategy.epochs} epochs, {steps:,} steps of {strategy.batch_size} images, "

@@ -175,7 +175,7 @@ def test_only_what_is_wanted_is_computed(monkeypatch: pytest.MonkeyPatch) -> Non
     loss().backward(inputs=[theta])
     assert count["wanted"] == mbconv._WANTS_GATES
     assert theta.grad is not None
-    assert torch.equal(theta.grad, expected)
+    torch.testing.assert_close(theta.grad, expected, rtol=1e-4, atol=1e-4)  # without weights, other sums are taken
     assert all(p.grad is None for net in (first, second) for p in net.parameters())
     weight = second.options["k3_e1"].project.bn.bias
     loss().backward(inputs=[weight])

@@ -25,13 +25,14 @@ _Call = tuple[tuple[int, ...], tuple[int, ...], int, float]  # layer, options, i
 _Saved = tuple[Tensor, ...]  # mean and covariance of x, products, statistics
 
 
-def pays(in_channels: int, height: int, width: int, options: int) -> bool:
+def pays(in_channels: int, positions: int, options: int) -> bool:
     """Whether the kernel is faster than plain PyTorch for a layer of this shape with so many running options.
 
-    `bench/bench_supernet.py` and `bench/bench_kernels.py` show the timings behind the rule. It depends on nothing else,
-    so that results repeat.
+    What it does with the weights alone grows with the square of the channels and is shared by few things in a single
+    block; what it saves grows with the positions (images x height x width). `bench/bench_mbconv.py` shows the timings
+    behind the rule, which depends on nothing else, so that results repeat.
     """
-    return not (height * width <= 49 and in_channels >= 184)
+    return in_channels**2 <= 32 * options * positions
 
 
 def runs_fused(x: Tensor, options: int) -> bool:
@@ -43,15 +44,16 @@ def runs_fused(x: Tensor, options: int) -> bool:
     asked = setting.current()
     if asked == "fused" and not x.is_cpu:
         raise ValueError(f"kernels='fused' works on the CPU, but the images are on {x.device}. Use kernels='auto'.")
-    return x.is_cpu and would_run(x.shape[1], x.shape[2], x.shape[3], options)
+    images, channels, height, width = x.shape
+    return x.is_cpu and would_run(channels, images * height * width, options)
 
 
-def would_run(in_channels: int, height: int, width: int, options: int) -> bool:
+def would_run(in_channels: int, positions: int, options: int) -> bool:
     """Whether a layer of this shape runs in the kernel on the CPU, as it is set."""
     asked = setting.current()
     if asked == "reference" or KERNELS is None:
         return False
-    return asked == "fused" or pays(in_channels, height, width, options)
+    return asked == "fused" or pays(in_channels, positions, options)
 
 
 def mixed_mbconv(

@@ -177,10 +177,10 @@ class MBConvFamily:
     def mixed(self, slot: Slot) -> nn.Module:
         return MixedMBConv({name: self.single(slot, (name,)) for name in slot.choice.options})
 
-    def fused(self, slot: Slot) -> bool:
-        """Whether the slot's blocks, all at once, run in a fused kernel in training, as it is set."""
+    def fused(self, slot: Slot, images: int) -> bool:
+        """Whether the slot's blocks, all at once, run in a fused kernel in training on so many images, as it is set."""
         blocks = sum(self.spec(slot, name).kind == "mbconv" for name in slot.choice.options)
-        return blocks > 0 and would_run(slot.in_channels, slot.size, slot.size, blocks)
+        return blocks > 0 and would_run(slot.in_channels, images * slot.size**2, blocks)
 
 
 FAMILIES.add("mbconv", MBConvFamily())
