@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -49,7 +50,11 @@ class Arena {
     if (blocks_.size() <= 1) return;
     const int64_t total = bytes();
     release();
-    add_block(total);
+    try {
+      add_block(total);
+    } catch (const std::bad_alloc&) {
+      release();  // the next call asks piece by piece again
+    }
   }
 
   void release() {
@@ -105,7 +110,11 @@ class Pool {
       while (static_cast<int64_t>(threads_.size()) < threads - 1) {
         const int64_t worker = static_cast<int64_t>(threads_.size()) + 1;
         const uint64_t seen = round_;
-        threads_.emplace_back([this, worker, seen] { serve(worker, seen); });
+        try {
+          threads_.emplace_back([this, worker, seen] { serve(worker, seen); });
+        } catch (const std::system_error&) {  // the system has no more: results are the same
+          threads = static_cast<int64_t>(threads_.size()) + 1;
+        }
       }
       job_ = {task, context, tasks, threads};
       next_.store(0, std::memory_order_relaxed);

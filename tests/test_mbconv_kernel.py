@@ -328,3 +328,24 @@ def test_contract_on_every_isa(isa: str) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize("shape", [(2, 32, 16), (96, 32, 16), (1, 200, 4), (1, 5, 70), (2, 1, 9), (2, 9, 1)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_images_that_are_not_square(shape: tuple[int, int, int], stride: int) -> None:
+    images, height, width = shape
+    torch.manual_seed(0)
+    net = choice((16, 16, max(height, width), stride), options=("k3_e1", "k5_e1_g2"))
+    x = torch.randn(images, 16, height, width, requires_grad=True)
+    twin, gates = copy.deepcopy(net).double(), torch.rand(2)
+    exact = x.detach().double().requires_grad_()
+    y = net(x, Gates(gates, (0, 1), (0, 1)))
+    with setting.using("reference"):
+        expected = twin(exact, Gates(gates.double(), (0, 1), (0, 1)))
+    weight = torch.randn_like(y)
+    y.backward(weight)
+    expected.backward(weight.double())
+    pairs = [(y, expected), (x.grad, exact.grad)]
+    pairs += [(a.grad, b.grad) for a, b in zip(net.parameters(), twin.parameters(), strict=True)]
+    for ours, theirs in pairs:  # masks may differ in single elements, so norms are compared
+        assert (ours.double() - theirs).norm() <= 2e-2 * theirs.norm() + 1e-4

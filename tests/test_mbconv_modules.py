@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from blocks import EVERY, block, calls, choice, everything, same
+from blocks import EVERY, OwnConv, block, calls, choice, everything, same
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -35,11 +35,6 @@ def _always_fused() -> Iterator[None]:
 class Doubled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return 2 * x
-
-
-class OwnConv(nn.Conv2d):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + 1
 
 
 def own_conv(net: Any) -> None:

@@ -27,12 +27,11 @@ MbBackwardPass<T>::MbBackwardPass(const MbBackward<T>& args, const Workers& work
   const int64_t in_room = Rows<T>::room_for(s_.width, kernel / 2);
   const int64_t at_once = layout_.images_at_once(), lines = layout_.positions * slice_;
   stored_ = 3 * lines * kBytes <= kStoredBytes;
-  const int64_t wanted = Layout<T>::rows_at_once(s_.height, s_.width) + 2 * kernel;
-  hidden_kept_ =
-      stored_ ? s_.height
-              : smaller(s_.height, larger(wanted, kernel + s_.stride * Layout<T>::rows_at_once(
-                                                                           layout_.out_height,
-                                                                           layout_.out_width)));
+  const int64_t in_rows = Layout<T>::rows_at_once(s_.height, s_.width);
+  const int64_t out_rows = Layout<T>::rows_at_once(layout_.out_height, layout_.out_width);
+  // A band of either, and what a kernel reaches beyond it.
+  const int64_t wanted = larger(in_rows, s_.stride * out_rows) + 2 * kernel;
+  hidden_kept_ = stored_ ? s_.height : smaller(s_.height, wanted);
   hidden_room_ =
       Rows<T>::elements(stored_ ? s_.images : at_once, slice_vectors_, hidden_kept_, in_room);
   hidden_rows_ = take<T>(workers, hidden_room_ * (stored_ ? 1 : workers.count));

@@ -205,6 +205,11 @@ class _Blocks(torch.autograd.Function):
         count = len(ctx.needs_input_grad)
         if grad is None:
             return (None,) * count
+        if "Batched" in str(torch._C._dispatch_keys(grad)):
+            raise RuntimeError(
+                "The fused kernel takes one gradient at a time, not a batch of them (is_grads_batched, vectorize). "
+                "Use kernels='reference' for that."
+            )
         x, gates, *rest = ctx.saved_tensors
         saved, tensors = tuple(rest[:4]), tuple(rest[4:])
         wanted = _wanted(ctx.next_functions, gates is not None)

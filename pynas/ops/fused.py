@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from operator import getitem
+from operator import getitem, is_
 from typing import Any
 
 import torch
@@ -29,6 +29,8 @@ _GLOBAL_HOOKS = [getattr(torch_module, f"_global{name}", {}) for name in _HOOKS]
 _ORDINARY = {Tensor, nn.Parameter}
 _WEIGHTS = (("conv", "weight"), ("bn", "weight"), ("bn", "bias"))
 INFERENCE_POSITIONS = 2048  # of a batch: fewer are done before the weights are packed
+# What modules keep as attributes and the kernel has been told once.
+_FACTS = ("stride", "padding", "dilation", "groups", "padding_mode", "residual", "inplace", "min_val", "max_val")
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -158,6 +160,13 @@ class Blocks:
         quiet = [module for module in modules if not (called and module in division.blocks)]
         if division.identity >= 0:
             quiet += [child for module in around for child in module.children() if type(child) is nn.Identity]
+        self._facts = [(module.__dict__, name) for module in modules for name in _FACTS if name in module.__dict__] + [
+            (part.conv._parameters, "bias") for part in division.parts() if numbers is not None
+        ]
+        self._seen = [holder[name] for holder, name in self._facts]
+        self._all = [*modules, *quiet]
+        self._kinds = [type(module) for module in self._all]
+        self._checked: tuple[Any, ...] = ()
         self._hooks: list[Any] = [module.__dict__[name] for module in quiet for name in _HOOKS] + _GLOBAL_HOOKS
         if numbers is None:
             return
@@ -171,8 +180,30 @@ class Blocks:
         self._norms = [part.bn.__dict__ for part in parts]
 
     def unchanged(self) -> bool:
-        """Whether all modules are those that were there."""
-        return list(chain.from_iterable(map(dict.values, self._children))) == self._now
+        """Whether all modules are those that were there, and are as they were."""
+        return (
+            list(chain.from_iterable(map(dict.values, self._children))) == self._now
+            and list(map(type, self._all)) == self._kinds
+            and all(
+                holder.get(name, self) is seen for (holder, name), seen in zip(self._facts, self._seen, strict=True)
+            )
+            and not any("forward" in module.__dict__ for module in self._all)
+        )
+
+    def _fit(self, tensors: tuple[Any, ...]) -> bool:
+        """Whether weights have the shapes that their modules tell; parts that were cut out have not."""
+        if len(tensors) == len(self._checked) and all(map(is_, tensors, self._checked)):
+            return True
+        _, out, _ = self._layer
+        shapes: list[tuple[int, ...]] = []
+        for kernel, hidden, groups in zip(*(self._options[i::5] for i in range(3)), strict=True):
+            shapes += [(hidden, self._in // groups, 1, 1), (hidden,), (hidden,)]
+            shapes += [(hidden, 1, kernel, kernel), (hidden,), (hidden,)]
+            shapes += [(out, hidden // groups, 1, 1), (out,), (out,)]
+        if any(tensor is None or tensor.shape != shape for tensor, shape in zip(tensors, shapes, strict=True)):
+            return False
+        self._checked = tensors
+        return True
 
     def __call__(self, x: Tensor, gates: Tensor | None) -> Tensor | None:
         """The gated sum in training mode, running statistics updated; None where the modules must do it."""
@@ -192,6 +223,8 @@ class Blocks:
             return None
         if not {*map(type, tensors), *map(type, buffers)} <= _ORDINARY:
             return None
+        if not self._fit(tensors) or tensors[0].dtype is not x.dtype:
+            return None
         y, statistics = mixed_mbconv(x, gates, tensors, self._layer, self._options, self.division.identity, eps)
         update_norms(self._layer, self._options, statistics, buffers, momentum, images * height * width, out_positions)
         return y
@@ -201,21 +234,26 @@ class Blocks:
 
         Weights are folded and packed at every call, so that none is ever stale; small inputs are not worth that.
         """
-        images, channels, height, width = x.shape if x.dim() == 4 else (0, 0, 0, 0)
-        if not _ordinary(x, None) or any(self._hooks) or channels != self._in or setting.current() == "reference":
+        if not _ordinary(x, None) or any(self._hooks) or setting.current() == "reference":
+            return None
+        images, channels, height, width = x.shape
+        if channels != self._in:
             return None
         if KERNELS is None or not x.is_cpu or images * height * width < INFERENCE_POSITIONS:
             return None
         parts = self.division.parts()
         if any(part.bn.training or part.bn.running_mean is None or part.bn.running_var is None for part in parts):
             return None
-        if any("weight" not in part.conv._parameters or part.conv.weight.dtype is not x.dtype for part in parts):
+        weights = tuple(holder.get(key) for holder, key in zip(self._weights, self._weight_keys, strict=True))
+        if not self._fit(weights) or any(weight.dtype is not x.dtype for weight in weights):
             return None
         first, middle, final = (fold_conv_bn(part.conv.weight, part.conv.bias, part.bn) for part in parts)
         stride, _, code = self._layer
         groups, residual = self._options[2], bool(self.division.blocks[0].residual)
         last = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
-        y = inference_function(last, *first, *middle, *final, stride, groups, ACTIVATIONS[code], residual).permute(0, 3, 1, 2)
+        y = inference_function(last, *first, *middle, *final, stride, groups, ACTIVATIONS[code], residual).permute(
+            0, 3, 1, 2
+        )
         return y if is_channels_last(x) else y.contiguous()
 
 

@@ -114,9 +114,9 @@ class MBConv(nn.Module):
             return None
         if torch.compiler.is_compiling():
             return traced(Division.alone(self), x, None) if self.training else None
-        wired: Blocks | None = self._wiring.get("alone")
+        wired: Blocks | None = self._wiring.get(id(self))  # a shallow copy shares the dictionary
         if wired is None or not wired.unchanged():
-            wired = self._wiring["alone"] = Blocks(Division.alone(self), called=True)
+            wired = self._wiring[id(self)] = Blocks(Division.alone(self), called=True)
         if not wired.sound:
             return None
         return wired(x, None) if self.training else wired.inference(x)
@@ -144,10 +144,10 @@ class MixedMBConv(Mixed):
             y = traced(division, x, gates.values)
             run = run if y is None else division.others
         elif self.training:
-            key = gates.run, gates.train
+            key = id(self), gates.run, gates.train
             wired: Blocks | None = self._wiring.get(key)
             if wired is None or not wired.unchanged():
-                wired = self._wiring[key] = Blocks(self._divided(gates), called=False, around=[self.options])
+                wired = self._wiring[key] = Blocks(self._divided(gates), called=False, around=[self, self.options])
             y = wired(x, gates.values) if wired.sound else None
             run = run if y is None else wired.division.others
         return self.add(y, x, gates, run) if run or y is None else y
@@ -155,9 +155,10 @@ class MixedMBConv(Mixed):
     def _divided(self, gates: Gates) -> Division:
         """Which of the running options the kernel can take; the identity may join blocks."""
         modules = list(self.options.values())
-        columns = [column for column in gates.run if type(modules[column]) is MBConv]
+        own = [type(module) if "forward" not in module.__dict__ else None for module in modules]
+        columns = [column for column in gates.run if own[column] is MBConv]
         blocks = [modules[column] for column in columns]
-        identities = [column for column in gates.run if type(modules[column]) is nn.Identity]
+        identities = [column for column in gates.run if own[column] is nn.Identity]
         identity = identities[0] if blocks and blocks[0].residual and len(identities) == 1 else -1
         others = tuple(column for column in gates.run if column not in columns and column != identity)
         trained = [column in gates.train for column in columns]
