@@ -11,24 +11,40 @@ namespace {
 
 constexpr int kMostKernel = 7;
 
+// Whether the inputs of a tile stay in registers through a row of taps, beside the sums.
+template <int Kernel, int Stride, int Outputs>
+constexpr bool inputs_fit() {
+  return (Outputs - 1) * Stride + Kernel + Outputs + 2 <= kRegisters;
+}
+
 template <typename T, int Kernel, int Stride, int Outputs>
 PYNAS_INLINE void depthwise_tile(const T* const* rows, int64_t x, const T* weights, int64_t step,
                                  Vector<T> (&sums)[Outputs]) {
-  constexpr int kL = kLanes<T>;
+  constexpr int kL = kLanes<T>, kInputs = (Outputs - 1) * Stride + Kernel;
   PYNAS_UNROLL for (int t = 0; t < Outputs; ++t) sums[t] = Vector<T>{};
   for (int ky = 0; ky < Kernel; ++ky) {
     const T* row = rows[ky] + x * Stride * kL;
     const T* w = weights + ky * Kernel * step;
-    PYNAS_UNROLL for (int kx = 0; kx < Kernel; ++kx) {
-      const Vector<T> tap = load(w + kx * step);
-      PYNAS_UNROLL for (int t = 0; t < Outputs; ++t) {
-        sums[t] += load(row + (t * Stride + kx) * kL) * tap;
+    if constexpr (inputs_fit<Kernel, Stride, Outputs>()) {
+      Vector<T> inputs[kInputs];
+      PYNAS_UNROLL for (int i = 0; i < kInputs; ++i) inputs[i] = load(row + i * kL);
+      PYNAS_UNROLL for (int kx = 0; kx < Kernel; ++kx) {
+        const Vector<T> tap = load(w + kx * step);
+        PYNAS_UNROLL for (int t = 0; t < Outputs; ++t) sums[t] += inputs[t * Stride + kx] * tap;
+      }
+    } else {
+      PYNAS_UNROLL for (int kx = 0; kx < Kernel; ++kx) {
+        const Vector<T> tap = load(w + kx * step);
+        PYNAS_UNROLL for (int t = 0; t < Outputs; ++t) {
+          sums[t] += load(row + (t * Stride + kx) * kL) * tap;
+        }
       }
     }
   }
 }
 
-// Calls put(x, value) for every output of a row. rows: the `Kernel` input rows that it needs.
+// Calls put(x, i, value) for every output of a row, the i-th of those that are computed together.
+// rows: the `Kernel` input rows that it needs.
 template <typename T, int Kernel, int Stride, typename Put>
 PYNAS_INLINE void depthwise_row(const T* const* rows, int64_t width, const T* weights, int64_t step,
                                 Put&& put) {
@@ -37,11 +53,14 @@ PYNAS_INLINE void depthwise_row(const T* const* rows, int64_t width, const T* we
     constexpr int kCount = decltype(count)::value;
     Vector<T> sums[kCount];
     depthwise_tile<T, Kernel, Stride, kCount>(rows, x, weights, step, sums);
-    PYNAS_UNROLL for (int t = 0; t < kCount; ++t) put(x + t, sums[t]);
+    PYNAS_UNROLL for (int t = 0; t < kCount; ++t) put(x + t, t, sums[t]);
     x += kCount;
   };
+  if (width % 7 == 0) {  // 7, 14 and 28: as networks for 224 pixels have them
+    while (x < width) some(Count<7>{});
+    return;
+  }
   while (width - x >= 8) some(Count<8>{});
-  if (width - x >= 7) some(Count<7>{});
   if (width - x >= 4) some(Count<4>{});
   if (width - x >= 2) some(Count<2>{});
   if (width - x >= 1) some(Count<1>{});
@@ -104,53 +123,95 @@ PYNAS_INLINE void depthwise_weights_row(const T* const* rows, const T* gradient,
   }
 }
 
+// The input rows around a row of outputs, for some vectors of channels.
+template <typename T>
+struct DepthwiseInput {
+  const T* const* rows;  // of the first vector
+  int64_t step;          // elements from a vector's row to the next vector's
+  int64_t vectors, width;
+
+  template <int Kernel>
+  PYNAS_INLINE void of(int64_t vector, const T* (&to)[Kernel]) const {
+    PYNAS_UNROLL for (int i = 0; i < Kernel; ++i) to[i] = rows[i] + vector * step;
+  }
+};
+
 // The functions above for one kernel size and stride, chosen when the program runs.
 template <typename T>
 struct Depthwise {
-  // One output row. Adds what it holds more than `shift`, and its square, to sums[0] and sums[1].
-  void (*forward)(const T* const* rows, int64_t width, const T* weights, int64_t step, T* out,
-                  const T* shift, T* sums);
-  void (*apply)(const T* const* rows, int64_t width, const T* weights, int64_t step, T* out);
-  void (*weights)(const T* const* rows, const T* gradient, int64_t width, T* sums);
+  // One output row of each vector; `step` elements between taps. Adds what it holds more than
+  // `shift`, and its square, to sums[v][0] and sums[v][1].
+  void (*forward)(const DepthwiseInput<T>& in, const T* weights, int64_t step, T* out,
+                  int64_t out_step, const T* shift, T* sums);
+  void (*apply)(const DepthwiseInput<T>& in, const T* weights, int64_t step, T* out,
+                int64_t out_step);
+  void (*weights)(const DepthwiseInput<T>& in, const T* gradient, int64_t gradient_step, T* sums,
+                  int64_t sums_step);
   void (*backward_2)(const T* const* gradients, const int* taps_y, int count_y, int64_t width,
                      const T* weights, int64_t step, T* out);
 };
 
 template <typename T, int Kernel, int Stride>
 struct DepthwiseOf {
-  static void forward(const T* const* rows, int64_t width, const T* weights, int64_t step, T* out,
-                      const T* shift, T* sums) {
-    const Vector<T> origin = load(shift);
-    Vector<T> first = load(sums), second = load(sums + kLanes<T>);
-    depthwise_row<T, Kernel, Stride>(rows, width, weights, step, [&](int64_t x, Vector<T> value) {
-      store(out + x * kLanes<T>, value);
-      const Vector<T> more = value - origin;
-      first += more;
-      second += more * more;
-    });
-    store(sums, first);
-    store(sums + kLanes<T>, second);
+  static void forward(const DepthwiseInput<T>& in, const T* weights, int64_t step, T* out,
+                      int64_t out_step, const T* shift, T* sums) {
+    constexpr int kL = kLanes<T>;
+    for (int64_t v = 0; v < in.vectors; ++v, out += out_step, sums += 2 * kL) {
+      const T* rows[Kernel];
+      in.of(v, rows);
+      const Vector<T> origin = load(shift + v * kL);
+      Vector<T> first[2] = {load(sums)}, second[2] = {load(sums + kL)};
+      depthwise_row<T, Kernel, Stride>(rows, in.width, weights + v * kL, step,
+                                       [&](int64_t x, int i, Vector<T> value) {
+                                         store(out + x * kL, value);
+                                         const Vector<T> more = value - origin;
+                                         first[i % 2] += more;
+                                         second[i % 2] += more * more;
+                                       });
+      store(sums, first[0] + first[1]);
+      store(sums + kL, second[0] + second[1]);
+    }
   }
-  static void apply(const T* const* rows, int64_t width, const T* weights, int64_t step, T* out) {
-    depthwise_row<T, Kernel, Stride>(rows, width, weights, step, [&](int64_t x, Vector<T> value) {
-      store(out + x * kLanes<T>, value);
-    });
+  static void apply(const DepthwiseInput<T>& in, const T* weights, int64_t step, T* out,
+                    int64_t out_step) {
+    constexpr int kL = kLanes<T>;
+    for (int64_t v = 0; v < in.vectors; ++v, out += out_step) {
+      const T* rows[Kernel];
+      in.of(v, rows);
+      depthwise_row<T, Kernel, Stride>(
+          rows, in.width, weights + v * kL, step,
+          [&](int64_t x, int, Vector<T> value) { store(out + x * kL, value); });
+    }
   }
-  static void weights(const T* const* rows, const T* gradient, int64_t width, T* sums) {
-    depthwise_weights_row<T, Kernel, Stride>(rows, gradient, width, sums);
+  static void weights(const DepthwiseInput<T>& in, const T* gradient, int64_t gradient_step,
+                      T* sums, int64_t sums_step) {
+    for (int64_t v = 0; v < in.vectors; ++v) {
+      const T* rows[Kernel];
+      in.of(v, rows);
+      depthwise_weights_row<T, Kernel, Stride>(rows, gradient + v * gradient_step, in.width,
+                                               sums + v * sums_step);
+    }
   }
   static constexpr Depthwise<T> kTable = {forward, apply, weights,
                                           depthwise_backward_row_2<T, Kernel>};
 };
 
+// Calls act(kernel, stride) with numbers that the compiler knows.
+template <typename Act>
+PYNAS_INLINE auto with_convolution(int64_t kernel, int64_t stride, Act&& act) {
+  if (stride == 1) {
+    if (kernel == 3) return act(Count<3>{}, Count<1>{});
+    return kernel == 5 ? act(Count<5>{}, Count<1>{}) : act(Count<7>{}, Count<1>{});
+  }
+  if (kernel == 3) return act(Count<3>{}, Count<2>{});
+  return kernel == 5 ? act(Count<5>{}, Count<2>{}) : act(Count<7>{}, Count<2>{});
+}
+
 template <typename T>
 Depthwise<T> depthwise(int64_t kernel, int64_t stride) {
-  if (stride == 1) {
-    if (kernel == 3) return DepthwiseOf<T, 3, 1>::kTable;
-    return kernel == 5 ? DepthwiseOf<T, 5, 1>::kTable : DepthwiseOf<T, 7, 1>::kTable;
-  }
-  if (kernel == 3) return DepthwiseOf<T, 3, 2>::kTable;
-  return kernel == 5 ? DepthwiseOf<T, 5, 2>::kTable : DepthwiseOf<T, 7, 2>::kTable;
+  return with_convolution(kernel, stride, [](auto k, auto s) {
+    return DepthwiseOf<T, decltype(k)::value, decltype(s)::value>::kTable;
+  });
 }
 
 }  // namespace

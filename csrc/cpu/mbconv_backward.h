@@ -22,53 +22,66 @@ MbBackwardPass<T>::MbBackwardPass(const MbBackward<T>& args, const Workers& work
     most = larger(most, padded<T>(args.options[o].hidden));
   }
   taps_ = kernel * kernel;
-  slice_ = smaller(layout_.slice(), most);
-  slice_vectors_ = slice_ / kLanes<T>;
-  const int64_t in_room = Rows<T>::room_for(s_.width, kernel / 2);
-  const int64_t at_once = layout_.images_at_once(), lines = layout_.positions * slice_;
-  stored_ = 3 * lines * kBytes <= kStoredBytes;
+  const int64_t pad = kernel / 2, at_once = layout_.images_at_once();
   const int64_t in_rows = Layout<T>::rows_at_once(s_.height, s_.width);
   const int64_t out_rows = Layout<T>::rows_at_once(layout_.out_height, layout_.out_width);
-  // A band of either, and what a kernel reaches beyond it.
-  const int64_t wanted = larger(in_rows, s_.stride * out_rows) + 2 * kernel;
-  hidden_kept_ = stored_ ? s_.height : smaller(s_.height, wanted);
-  hidden_room_ =
-      Rows<T>::elements(stored_ ? s_.images : at_once, slice_vectors_, hidden_kept_, in_room);
+  const int64_t in_room = Rows<T>::room_for(s_.width, pad);
+  const int64_t out_room = Rows<T>::room_for(layout_.out_width, pad);
+  // What one band needs of the hidden rows and of the gradients, with what a kernel reaches beyond.
+  const int64_t reach = larger(in_rows + 2 * pad, (out_rows - 1) * s_.stride + kernel);
+  kept_ = smaller(layout_.out_height, (in_rows - 1 + 2 * pad) / s_.stride + 1);
+  const int64_t of_gradients = Rows<T>::elements(at_once, 1, kept_, out_room);
+  const auto of_hidden = [&](int64_t images, int64_t kept) {
+    return (slopes_ ? 2 : 1) * Rows<T>::elements(images, 1, kept, in_room);
+  };
+  const int64_t of_lines = layout_.positions * kLanes<T>;
+  const int64_t to_store = of_hidden(s_.images, s_.height) + 2 * of_lines;
+  stored_ = layout_.slice() / kLanes<T> * to_store * kBytes <= kStoredBytes;
+  hidden_kept_ = stored_ ? s_.height : smaller(s_.height, reach);
+  group_ = stored_ ? layout_.group(kStoredBytes / kBytes, to_store, most)
+                   : layout_.group(kRingBytes / kBytes,
+                                   of_hidden(at_once, hidden_kept_) + of_gradients, most);
+  slice_ = smaller(layout_.slice(), group_);
+  const int64_t vectors = group_ / kLanes<T>;
+  hidden_room_ = Rows<T>::elements(stored_ ? s_.images : at_once, vectors, hidden_kept_, in_room);
   hidden_rows_ = take<T>(workers, hidden_room_ * (stored_ ? 1 : workers.count));
   slope_rows_ = slopes_ ? take<T>(workers, hidden_room_ * (stored_ ? 1 : workers.count)) : nullptr;
-  zeros_ = take_zeros<T>(workers, in_room * kLanes<T>);
-  kept_ = smaller(layout_.out_height, wanted);
-  gradient_room_ = Rows<T>::elements(at_once, slice_vectors_, kept_,
-                                     Rows<T>::room_for(layout_.out_width, kernel / 2));
+  zeros_ = Rows<T>::take_zero_row(workers, larger(in_room, out_room));
+  gradient_room_ = vectors * of_gradients;
   gradient_rows_ = take<T>(workers, workers.count * gradient_room_);
-  const int64_t most_rows = at_once * smaller(layout_.out_height, wanted);
-  lines_room_ = most_rows * layout_.out_width * slice_;
-  values_ = take<T>(workers, stored_ ? lines : workers.count * lines_room_);
-  gradients_ = take<T>(workers, stored_ ? lines : workers.count * lines_room_);
+  // Rows of outputs that a band makes, in either half.
+  const int64_t most_rows =
+      at_once * smaller(layout_.out_height, larger(out_rows, (in_rows - 1 + pad) / s_.stride + 2));
+  lines_room_ = most_rows * layout_.out_width * kMostSlice<T> * kLanes<T>;
+  values_ = stored_ ? take<T>(workers, of_lines * vectors) : nullptr;
+  gradients_ = take<T>(workers, stored_ ? of_lines * vectors : workers.count * lines_room_);
   out_scatter_ = take<int32_t>(workers, most_rows * layout_.out_width);
-  const Lines<T> pattern{values_, slice_vectors_, layout_.out_width};
+  const Lines<T> pattern = gradients_at({0, 0, 0}, 0, 0);
   for (int64_t i = 0; i < most_rows * layout_.out_width; ++i) {
-    out_scatter_[i] = static_cast<int32_t>(pattern.line(i / layout_.out_width, 0) +
-                                           i % layout_.out_width * kLanes<T> - values_);
+    out_scatter_[i] = static_cast<int32_t>(pattern.line(i / layout_.out_width) - pattern.data +
+                                           i % layout_.out_width * kLanes<T>);
   }
   product_gradient_ = take<T>(workers, layout_.positions * layout_.out_padded);
   in_room_ = layout_.spread(layout_.in_band_room());
   out_room_ = layout_.spread(layout_.out_band_room());
   bands_ = take<T>(workers, workers.count * larger(in_room_, out_room_) * slice_);
   const int64_t shares = layout_.shares;
-  expand_sums_ = take<T>(workers, shares * s_.in_channels * slice_);
-  project_sums_ = take<T>(workers, shares * s_.out_channels * slice_);
-  depthwise_sums_ = take<T>(workers, shares * taps_ * slice_);
+  expand_sums_ = take<T>(workers, shares * s_.in_channels * group_);
+  project_sums_ = take<T>(workers, shares * s_.out_channels * group_);
+  depthwise_sums_ = take<T>(workers, shares * taps_ * group_);
   scale3_ = take<T>(workers, 3 * layout_.out_padded);
   square3_ = scale3_ + layout_.out_padded;
   constant3_ = square3_ + layout_.out_padded;
-  scale2_ = take<T>(workers, 3 * slice_);
-  square2_ = scale2_ + slice_;
-  constant2_ = square2_ + slice_;
+  scale2_ = take<T>(workers, 3 * group_);
+  square2_ = scale2_ + group_;
+  constant2_ = square2_ + group_;
+  T* norm = take<T>(workers, 5 * group_);
+  norm_ = {norm, norm + group_, norm + 2 * group_, norm + 3 * group_, norm + 4 * group_};
+  products1_ = take<double>(workers, group_);
   mean2_ = take<T>(workers, most);
   scaled_expand_ = take<T>(workers, s_.in_channels * most);
   scatter_ = take<int32_t>(workers, Expander<T>::scatter_room(layout_));
-  sums_ = {slice_, kSums, take<double>(workers, shares * kSums * slice_)};
+  sums_ = {group_, kSums, take<double>(workers, shares * kSums * group_)};
   image_sums_ = take_zeros<double>(workers, s_.images * (1 + s_.options) * s_.out_channels);
   image_dots_ = take_zeros<double>(workers, s_.images);
   correction_ = {take_zeros<T>(workers, s_.in_channels * layout_.in_padded),
@@ -111,9 +124,9 @@ void MbBackwardPass<T>::one_option(int64_t index, const Statistics<T>& of) {
   memcpy(mean2_, of.mean2, static_cast<size_t>(option.hidden) * sizeof(T));
   const Rows<T> rows = hidden_rows(option, 0);
   Expander<T>::fill(layout_, rows, scatter_);
-  for (int64_t first = 0; first < packed_.room; first += slice_) {
-    const int64_t channels = smaller(slice_, packed_.room - first);
-    first_slice_ = first == 0;
+  for (int64_t first = 0; first < packed_.room; first += group_) {
+    const int64_t channels = smaller(group_, packed_.room - first);
+    first_group_ = first == 0;
     parallel(workers_, layout_.shares, [&](int64_t share, int64_t worker) {
       first_half(option, first, channels, share, worker);
     });

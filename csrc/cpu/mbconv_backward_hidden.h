@@ -1,4 +1,4 @@
-// The backward pass, through the hidden channels of a slice.
+// The backward pass, through the hidden channels of a group.
 #pragma once
 
 #include "mbconv_backward_pass.h"
@@ -11,64 +11,102 @@ namespace {
 template <typename T>
 void MbBackwardPass<T>::first_half(const MbOption<T>& option, int64_t first, int64_t channels,
                                    int64_t index, int64_t worker) {
-  const int64_t vectors = channels / kLanes<T>, out = s_.out_channels, wide = layout_.out_padded;
-  const Expander<T> expander = expander_of(option, first, vectors, worker);
+  const Rows<T> rows = hidden_rows(option, worker);
   const Share share = layout_.share(index);
-  if (first_slice_) clear_pads(expander.rows, share);
-  T* hidden = bands_ + worker * larger(in_room_, out_room_) * slice_;
-  T* project_sums = project_sums_ + index * out * slice_;
-  memset(project_sums, 0, static_cast<size_t>(out * slice_) * sizeof(T));
-  double* of_share = sums_.at(index, 0);
-  memset(of_share, 0, static_cast<size_t>(kSums * slice_) * sizeof(double));
+  if (first_group_) clear_pads(rows, share);
+  memset(project_sums_ + index * s_.out_channels * group_, 0,
+         static_cast<size_t>(s_.out_channels * group_) * sizeof(T));
+  memset(sums_.at(index, 0), 0, static_cast<size_t>(kSums * group_) * sizeof(double));
   int64_t have = 0;
   layout_.for_out_bands(share, Way::kUp, [&](const Band& band) {
-    if (first_slice_) product_gradient(band);
-    const Lines<T> values = lines_at(values_, worker, band.first_row());
-    const Lines<T> gradients = lines_at(gradients_, worker, band.first_row());
-    have = lines_of(option, expander, band, have, values, gradients);
-    hidden_gradient(band, first, vectors, values, gradients, hidden, of_share);
-    if (!args_.gradients) return;
-    const Gemm<T> across{1,          band.positions(),      1,      0,         wide,
-                         kLanes<T>,  out_room_ * kLanes<T>, slice_, kLanes<T>, nullptr,
-                         Start::kAdd};
-    gemm(out, vectors, across, product_gradient_ + band.begin() * wide, hidden, project_sums);
+    if (first_group_) product_gradient(band);
+    int64_t now = have;
+    for_slices<T>(first, channels, [&](const Slice& slice) {
+      const Expander<T> expander = expander_of(slice, rows);
+      now = hidden_for(expander, option, band, have);
+      first_half_of(expander, option, band, index, worker);
+    });
+    have = now;
   });
 }
 
-// Over a band: gradients of what the last convolution read, and what the depthwise one gives.
-// Returns how many hidden rows of the image there are.
 template <typename T>
-int64_t MbBackwardPass<T>::lines_of(const MbOption<T>& option, const Expander<T>& expander,
-                                    const Band& band, int64_t have, const Lines<T>& values,
-                                    const Lines<T>& gradients) {
-  const int64_t out = s_.out_channels, wide = layout_.out_padded, pad = option.kernel / 2;
-  const Gemm<T> down{
-      1, out, wide, 0, 1, packed_.room, kLanes<T>, 0, gradients.vector_step(), out_scatter_};
-  gemm(band.positions(), expander.vectors, down, product_gradient_ + band.begin() * wide,
-       packed_.project + expander.first, gradients.line(band.first_row(), 0));
-  const int64_t had = band.y0 == 0 ? 0 : have;
-  have = expander.expand_for(band, option.kernel, have, slot(band.n0, band));
-  if (slopes_) keep_slopes(band, expander.rows, had, have, expander.vectors);
-  const Depthwise<T> convolution = depthwise<T>(option.kernel, s_.stride);
+void MbBackwardPass<T>::first_half_of(const Expander<T>& expander, const MbOption<T>& option,
+                                      const Band& band, int64_t share, int64_t worker) {
+  constexpr int64_t kL = kLanes<T>;
+  const Slice& slice = expander.slice;
+  const Lines<T> gradients = gradients_at(slice, worker, band.first_row());
+  outer_gradient(expander, band, gradients);
+  T* hidden = bands_ + worker * larger(in_room_, out_room_) * slice_;
+  const DepthwiseGradient<T> act =
+      depthwise_gradient<T>(option.kernel, s_.stride, s_.activation);
+  alignas(kVectorBytes) T sums[kMostSlice<T>][2 * kL] = {};
   const T* window[kMostKernel];
   for (int64_t row = 0; row < band.rows(); ++row) {
-    const int64_t n = slot(band.n0 + row / (band.y1 - band.y0), band);
-    const int64_t y = band.y0 + row % (band.y1 - band.y0);
-    for (int64_t v = 0; v < expander.vectors; ++v) {
-      expander.rows.window(n, v, y * s_.stride - pad, option.kernel, s_.height, window);
-      convolution.apply(window, band.width, packed_.depthwise + expander.first + v * kLanes<T>,
-                        packed_.room, values.line(band.first_row() + row, v));
-    }
+    OuterRow<T> line = outer_row(expander, band, row, gradients, option.kernel, window);
+    line.hidden = hidden + row * band.width * kL;
+    line.hidden_step = out_room_ * kL;
+    line.values = stored_ ? values_ + (line.gradient - gradients_) : nullptr;
+    line.mean = mean2_ + slice.first;
+    line.sums = sums[0];
+    act.sums(line);
   }
-  return have;
+  double* of_share = sums_.at(share, kGradient2) + slice.at * kL;
+  for (int64_t v = 0; v < slice.vectors; ++v) {
+    add_to<T>(of_share + v * kL, load(sums[v]));
+    add_to<T>(of_share + (kAgainst2 - kGradient2) * group_ + v * kL, load(sums[v] + kL));
+  }
+  if (!args_.gradients) return;
+  const int64_t out = s_.out_channels, wide = layout_.out_padded;
+  const Gemm<T> across{1,      band.positions(), 1,  0,       wide,        kL, out_room_ * kL,
+                       group_, kL,               nullptr, Start::kAdd};
+  gemm(out, slice.vectors, across, product_gradient_ + band.begin() * wide, hidden,
+       project_sums_ + share * out * group_ + slice.at * kL);
+}
+
+// Gradients of what the last convolution read, over a band.
+template <typename T>
+void MbBackwardPass<T>::outer_gradient(const Expander<T>& expander, const Band& band,
+                                       const Lines<T>& gradients) {
+  const int64_t out = s_.out_channels, wide = layout_.out_padded;
+  const Gemm<T> down{1,         out, wide, 0, 1, packed_.room,
+                     kLanes<T>, 0,   gradients.vector_step(), out_scatter_};
+  gemm(band.positions(), expander.slice.vectors, down, product_gradient_ + band.begin() * wide,
+       packed_.project + expander.slice.first, gradients.line(band.first_row()));
+}
+
+// Makes the hidden rows that a band of outputs needs. Returns how many of the image there are.
+template <typename T>
+int64_t MbBackwardPass<T>::hidden_for(const Expander<T>& expander, const MbOption<T>& option,
+                                      const Band& band, int64_t have) {
+  const int64_t now = expander.expand_for(band, option.kernel, have, slot(band.n0, band));
+  if (slopes_) keep_slopes(band, expander, band.y0 == 0 ? 0 : have, now);
+  return now;
+}
+
+// What a row of a band's outputs is computed from.
+template <typename T>
+OuterRow<T> MbBackwardPass<T>::outer_row(const Expander<T>& expander, const Band& band,
+                                         int64_t row, const Lines<T>& gradients, int64_t kernel,
+                                         const T** window) const {
+  const int64_t n = slot(band.n0 + row / (band.y1 - band.y0), band), first = expander.slice.first;
+  const int64_t y = band.y0 + row % (band.y1 - band.y0);
+  const Rows<T>& rows = expander.rows;
+  rows.window(n, y * s_.stride - kernel / 2, kernel, s_.height, window);
+  OuterRow<T> line{};
+  line.in = {window, rows.vector_step(), expander.slice.vectors, band.width};
+  line.weights = packed_.depthwise + first;
+  line.step = packed_.room;
+  line.scale = packed_.scale2 + first;
+  line.bias = packed_.bias2 + first;
+  line.gradient = gradients.line(band.first_row() + row);
+  line.gradient_step = gradients.vector_step();
+  return line;
 }
 
 template <typename T>
-Expander<T> MbBackwardPass<T>::expander_of(const MbOption<T>& option, int64_t first,
-                                           int64_t vectors, int64_t worker) const {
-  return {s_,       args_.x,
-          packed_,  first,
-          vectors,  hidden_rows(option, worker),
+Expander<T> MbBackwardPass<T>::expander_of(const Slice& slice, const Rows<T>& rows) const {
+  return {s_,       args_.x, packed_, slice, rows.from(slice.at),
           scatter_, slopes_ ? Activation::kNone : s_.activation};
 }
 
@@ -81,15 +119,14 @@ void MbBackwardPass<T>::clear_pads(const Rows<T>& rows, const Share& share) cons
 
 // Turns outputs that went through no activation into those that did, and keeps its slopes.
 template <typename T>
-void MbBackwardPass<T>::keep_slopes(const Band& band, const Rows<T>& rows, int64_t from, int64_t to,
-                                    int64_t vectors) {
-  Rows<T> slopes = rows;
-  slopes.data = slope_rows_ + (rows.data - hidden_rows_);
+void MbBackwardPass<T>::keep_slopes(const Band& band, const Expander<T>& expander, int64_t from,
+                                    int64_t to) {
+  const Rows<T>& rows = expander.rows;
   for (int64_t n = band.n0; n < band.n1; ++n) {
-    for (int64_t v = 0; v < vectors; ++v) {
-      for (int64_t y = from; y < to; ++y) {
-        T* line = rows.inside(slot(n, band), v, y);
-        T* slope_line = slopes.inside(slot(n, band), v, y);
+    for (int64_t y = from; y < to; ++y) {
+      for (int64_t v = 0; v < expander.slice.vectors; ++v) {
+        T* line = rows.inside(slot(n, band), y) + v * rows.vector_step();
+        T* slope_line = slope_rows_ + (line - hidden_rows_);
         for (int64_t i = 0; i < s_.width * kLanes<T>; i += kLanes<T>) {
           const Vector<T> t = load(line + i);
           store(slope_line + i, slope<T>(s_.activation, t));
@@ -98,65 +135,6 @@ void MbBackwardPass<T>::keep_slopes(const Band& band, const Rows<T>& rows, int64
       }
     }
   }
-}
-
-template <typename T>
-void MbBackwardPass<T>::hidden_gradient(const Band& band, int64_t first, int64_t vectors,
-                                        const Lines<T>& values, const Lines<T>& gradients,
-                                        T* hidden, double* of_share) {
-  alignas(kVectorBytes) T sums[kMostSlice<T>][2 * kLanes<T>] = {};
-  with_activation(s_.activation, [&](auto kind) {
-    for (int64_t row = 0; row < band.rows(); ++row) {
-      for (int64_t v = 0; v < vectors; ++v) {
-        const int64_t at = first + v * kLanes<T>;
-        const Vector<T> scale = load(packed_.scale2 + at), bias = load(packed_.bias2 + at);
-        const Vector<T> mean = load(mean2_ + at);
-        const T* value = values.line(band.first_row() + row, v);
-        T* gradient = gradients.line(band.first_row() + row, v);
-        T* to = hidden + (v * out_room_ + row * band.width) * kLanes<T>;
-        Vector<T> sum[2] = {load(sums[v])}, against[2] = {load(sums[v] + kLanes<T>)};
-        const auto one = [&](int64_t x,
-                             int chain) {  // two chains of sums: neither waits for itself
-          const int64_t i = x * kLanes<T>;
-          const Vector<T> here = load(value + i), t = here * scale + bias;
-          const Vector<T> g = through<T>(kind.value, load(gradient + i), t);
-          store(gradient + i, g);
-          store(to + i, activate<T>(kind.value, t));
-          sum[chain] += g;
-          against[chain] += g * (here - mean);
-        };
-        int64_t x = 0;
-        for (; x + 2 <= band.width; x += 2) one(x, 0), one(x + 1, 1);
-        if (x < band.width) one(x, 0);
-        store(sums[v], sum[0] + sum[1]);
-        store(sums[v] + kLanes<T>, against[0] + against[1]);
-      }
-    }
-  });
-  for (int64_t v = 0; v < vectors; ++v) {
-    add_to<T>(of_share + v * kLanes<T>, load(sums[v]));
-    add_to<T>(of_share + slice_ + v * kLanes<T>, load(sums[v] + kLanes<T>));
-  }
-}
-
-// The same without the sums, where both are computed a second time.
-template <typename T>
-void MbBackwardPass<T>::mask(const Band& band, int64_t first, int64_t vectors,
-                             const Lines<T>& values, const Lines<T>& gradients) {
-  with_activation(s_.activation, [&](auto kind) {
-    for (int64_t row = 0; row < band.rows(); ++row) {
-      for (int64_t v = 0; v < vectors; ++v) {
-        const int64_t at = first + v * kLanes<T>;
-        const Vector<T> scale = load(packed_.scale2 + at), bias = load(packed_.bias2 + at);
-        const T* value = values.line(band.first_row() + row, v);
-        T* gradient = gradients.line(band.first_row() + row, v);
-        for (int64_t i = 0; i < band.width * kLanes<T>; i += kLanes<T>) {
-          const Vector<T> t = load(value + i) * scale + bias;
-          store(gradient + i, through<T>(kind.value, load(gradient + i), t));
-        }
-      }
-    }
-  });
 }
 
 // gradient of the depthwise output = scale2 * g + square2 * value + constant2.
@@ -187,126 +165,178 @@ void MbBackwardPass<T>::second_norm(const MbGradients<T>* to, const Statistics<T
 template <typename T>
 void MbBackwardPass<T>::second_half(const MbOption<T>& option, int64_t first, int64_t channels,
                                     int64_t index, int64_t worker) {
-  const int64_t vectors = channels / kLanes<T>, in = s_.in_channels, wide = layout_.in_padded;
-  const Expander<T> expander = expander_of(option, first, vectors, worker);
-  const Rows<T> gradients = gradient_rows(option, worker);
+  const int64_t in = s_.in_channels, pad = option.kernel / 2;
+  const Rows<T> rows = hidden_rows(option, worker), gradients = gradient_rows(option, worker);
   for (int64_t n = 0; n < layout_.images_at_once(); ++n) gradients.clear_pads(n);
-  if (!stored_) clear_pads(expander.rows, layout_.share(index));
+  if (!stored_) clear_pads(rows, layout_.share(index));
   T* lines = bands_ + worker * larger(in_room_, out_room_) * slice_;
-  T* expand_sums = expand_sums_ + index * in * slice_;
-  memset(expand_sums, 0, static_cast<size_t>(in * slice_) * sizeof(T));
-  T* depthwise_sums = depthwise_sums_ + index * taps_ * slice_;
-  memset(depthwise_sums, 0, static_cast<size_t>(taps_ * slice_) * sizeof(T));
-  const Gemm<T> up{vectors, kLanes<T>, kLanes<T>, in_room_ * kLanes<T>, 1, wide, kLanes<T>,
-                   wide,    kLanes<T>, nullptr,   Start::kAdd};
+  memset(expand_sums_ + index * in * group_, 0, static_cast<size_t>(in * group_) * sizeof(T));
+  memset(depthwise_sums_ + index * taps_ * group_, 0,
+         static_cast<size_t>(taps_ * group_) * sizeof(T));
   int64_t done = 0, have = 0;  // rows of this image: of the outputs, and of the hidden channels
   layout_.for_in_bands(layout_.share(index), Way::kDown, [&](const Band& band) {
     if (band.y0 == 0) done = have = 0;
-    const int64_t need =
-        smaller(layout_.out_height, (band.y1 - 1 + option.kernel / 2) / s_.stride + 1);
-    if (need > done) {
-      const Band part{band.n0, band.n1, done, need, layout_.out_width, layout_.out_height};
-      const Lines<T> values = lines_at(values_, worker, part.first_row());
-      const Lines<T> outer = lines_at(gradients_, worker, part.first_row());
-      if (!stored_) {
-        have = lines_of(option, expander, part, have, values, outer);
-        mask(part, first, vectors, values, outer);
+    const int64_t need = smaller(layout_.out_height, (band.y1 - 1 + pad) / s_.stride + 1);
+    const Band part{band.n0, band.n1, done, need, layout_.out_width, layout_.out_height};
+    int64_t now = have;
+    for_slices<T>(first, channels, [&](const Slice& slice) {
+      const Expander<T> expander = expander_of(slice, rows);
+      const Rows<T> of_slice = gradients.from(slice.at);
+      if (need > done) {
+        if (!stored_) now = hidden_for(expander, option, part, have);
+        convolution_gradient(expander, option, part, of_slice, index, worker);
       }
-      convolution_gradient(option, part, vectors, expander.rows, values, outer, gradients,
-                           depthwise_sums);
-      done = need;
-    }
-    input_rows(option, band, first, vectors, expander.rows, gradients, lines,
-               sums_.at(index, kGradient1));
-    if (needs_expand_sums()) {
-      const Gemm<T> across{1,          band.positions(),     1,      0,         in,
-                           kLanes<T>,  in_room_ * kLanes<T>, slice_, kLanes<T>, nullptr,
-                           Start::kAdd};
-      gemm(in, vectors, across, args_.x + band.begin() * in, lines, expand_sums);
-    }
-    if (args_.x_gradient) {
-      gemm(band.positions(), wide / kLanes<T>, up, lines, packed_.folded_rows + first * wide,
-           input_gradient_ + band.begin() * wide);
-    }
+      input_rows(expander, option, band, of_slice, lines, sums_.at(index, kGradient1));
+      input_products(slice, band, lines, index);
+    });
+    have = now;
+    done = larger(done, need);
   });
 }
 
 // Rows of the gradient of the depthwise output, and their part of the gradient of the convolution.
 template <typename T>
-void MbBackwardPass<T>::convolution_gradient(const MbOption<T>& option, const Band& part,
-                                             int64_t vectors, const Rows<T>& hidden,
-                                             const Lines<T>& values, const Lines<T>& gradients,
-                                             const Rows<T>& to, T* sums) {
-  const int64_t pad = option.kernel / 2;
+void MbBackwardPass<T>::convolution_gradient(const Expander<T>& expander,
+                                             const MbOption<T>& option, const Band& part,
+                                             const Rows<T>& to, int64_t share, int64_t worker) {
+  constexpr int64_t kL = kLanes<T>;
+  const Slice& slice = expander.slice;
+  const DepthwiseGradient<T> act =
+      depthwise_gradient<T>(option.kernel, s_.stride, s_.activation);
   const Depthwise<T> convolution = depthwise<T>(option.kernel, s_.stride);
+  const Lines<T> gradients = gradients_at(slice, worker, part.first_row());
+  if (!stored_) outer_gradient(expander, part, gradients);
+  T* sums = depthwise_sums_ + share * taps_ * group_ + slice.at * taps_ * kL;
+  const int64_t channel = slice.at * kL;
   const T* window[kMostKernel];
-  for (int64_t i = 0; i < part.rows(); ++i) {
-    const int64_t n = i / (part.y1 - part.y0), y = part.y0 + i % (part.y1 - part.y0);
-    const int64_t row = (part.n0 + n) * part.height + y;
-    for (int64_t v = 0; v < vectors; ++v) {
-      const Vector<T> scale = load(scale2_ + v * kLanes<T>);
-      const Vector<T> square = load(square2_ + v * kLanes<T>);
-      const Vector<T> constant = load(constant2_ + v * kLanes<T>);
-      const T *gradient = gradients.line(row, v), *value = values.line(row, v);
-      T* line = to.inside(n, v, y);
-      for (int64_t x = 0; x < part.width * kLanes<T>; x += kLanes<T>) {
-        store(line + x, load(gradient + x) * scale + load(value + x) * square + constant);
-      }
-      if (!args_.gradients) continue;
-      hidden.window(slot(part.n0 + n, part), v, y * s_.stride - pad, option.kernel, s_.height,
-                    window);
-      convolution.weights(window, line, part.width, sums + v * taps_ * kLanes<T>);
+  for (int64_t row = 0; row < part.rows(); ++row) {
+    OuterRow<T> line = outer_row(expander, part, row, gradients, option.kernel, window);
+    line.back = to.inside(row / (part.y1 - part.y0), part.y0 + row % (part.y1 - part.y0));
+    line.back_step = to.vector_step();
+    line.times = scale2_ + channel;
+    line.square = square2_ + channel;
+    line.constant = constant2_ + channel;
+    if (stored_) {
+      from_stored(line);
+    } else {
+      act.back(line);
+    }
+    if (args_.gradients) {
+      convolution.weights(line.in, line.back, line.back_step, sums, taps_ * kL);
+    }
+  }
+}
+
+// OuterRow::back from what the first half has kept.
+template <typename T>
+void MbBackwardPass<T>::from_stored(const OuterRow<T>& line) const {
+  constexpr int64_t kL = kLanes<T>;
+  for (int64_t v = 0; v < line.in.vectors; ++v) {
+    const Vector<T> times = load(line.times + v * kL), square = load(line.square + v * kL);
+    const Vector<T> constant = load(line.constant + v * kL);
+    const T* gradient = line.gradient + v * line.gradient_step;
+    const T* value = values_ + (gradient - gradients_);
+    T* back = line.back + v * line.back_step;
+    for (int64_t x = 0; x < line.in.width * kL; x += kL) {
+      store(back + x, load(gradient + x) * times + (load(value + x) * square + constant));
     }
   }
 }
 
 // Gradient of the first norm's output, over a band of inputs, and its sum.
 template <typename T>
-void MbBackwardPass<T>::input_rows(const MbOption<T>& option, const Band& band, int64_t first,
-                                   int64_t vectors, const Rows<T>& hidden, const Rows<T>& gradients,
-                                   T* lines, double* of_share) {
-  const int64_t pad = option.kernel / 2, kernel = option.kernel;
-  const Depthwise<T> convolution = depthwise<T>(kernel, s_.stride);
+void MbBackwardPass<T>::input_rows(const Expander<T>& expander, const MbOption<T>& option,
+                                   const Band& band, const Rows<T>& gradients, T* lines,
+                                   double* of_share) {
+  constexpr int64_t kL = kLanes<T>;
+  const Slice& slice = expander.slice;
+  const DepthwiseGradient<T> act =
+      depthwise_gradient<T>(option.kernel, s_.stride, s_.activation);
   const T* window[kMostKernel];
-  alignas(kVectorBytes) T sums[kMostSlice<T>][2 * kLanes<T>] = {};
+  alignas(kVectorBytes) T sums[kMostSlice<T>][2 * kL] = {};
   for (int64_t row = 0; row < band.rows(); ++row) {
     const int64_t n = band.n0 + row / (band.y1 - band.y0);
     const int64_t y = band.y0 + row % (band.y1 - band.y0);
-    for (int64_t v = 0; v < vectors; ++v) {
-      const int64_t at = first + v * kLanes<T>;
-      T* line = lines + (v * in_room_ + row * band.width) * kLanes<T>;
-      if (s_.stride == 1) {
-        gradients.window(n - band.n0, v, y - pad, kernel, layout_.out_height, window);
-        convolution.apply(window, band.width, packed_.flipped + at, packed_.room, line);
-      } else {
-        int taps[kMostKernel], count = 0;
-        for (int64_t ky = (y + pad) % 2; ky < kernel; ky += 2) {
-          const int64_t from = (y + pad - ky) / 2;
-          if (y + pad < ky || from >= layout_.out_height) continue;
-          taps[count] = static_cast<int>(ky);
-          window[count++] = gradients.row(n - band.n0, v, from);
-        }
-        convolution.backward_2(window, taps, count, band.width, packed_.depthwise + at,
-                               packed_.room, line);
-      }
-      const T* output = hidden.inside(slot(n, band), v, y);
-      const T* slopes = slopes_ ? slope_rows_ + (output - hidden_rows_) : nullptr;
-      Vector<T> sum = load(sums[v]), against = load(sums[v] + kLanes<T>);
-      for (int64_t i = 0; i < band.width * kLanes<T>; i += kLanes<T>) {
-        const Vector<T> result = load(output + i);
-        const Vector<T> g = slopes ? load(line + i) * load(slopes + i)
-                                   : through<T>(s_.activation, load(line + i), result);
-        store(line + i, g);
-        sum += g;
-        against += g * result;
-      }
-      store(sums[v], sum);
-      store(sums[v] + kLanes<T>, against);
+    const T* output = expander.rows.inside(slot(n, band), y);
+    InnerRow<T> line{};
+    line.output = output;
+    line.slopes = slopes_ ? slope_rows_ + (output - hidden_rows_) : nullptr;
+    line.output_step = expander.rows.vector_step();
+    line.out = lines + row * band.width * kL;
+    line.out_step = in_room_ * kL;
+    line.sums = sums[0];
+    line.in = {window, gradients.vector_step(), slice.vectors, band.width};
+    line.step = packed_.room;
+    if (s_.stride == 1) {
+      gradients.window(n - band.n0, y - option.kernel / 2, option.kernel, layout_.out_height,
+                       window);
+      line.weights = packed_.flipped + slice.first;
+      act.inner(line);
+    } else {
+      line.weights = packed_.depthwise + slice.first;
+      inner_row_2(line, option.kernel, gradients, n - band.n0, y);
     }
   }
-  for (int64_t v = 0; v < vectors; ++v) {
-    add_to<T>(of_share + v * kLanes<T>, load(sums[v]));
-    add_to<T>(of_share + slice_ + v * kLanes<T>, load(sums[v] + kLanes<T>));
+  of_share += slice.at * kL;
+  for (int64_t v = 0; v < slice.vectors; ++v) {
+    add_to<T>(of_share + v * kL, load(sums[v]));
+    add_to<T>(of_share + (kAgainst1 - kGradient1) * group_ + v * kL, load(sums[v] + kL));
+  }
+}
+
+// The same for one row at stride 2, whose taps every other row of outputs shares.
+template <typename T>
+void MbBackwardPass<T>::inner_row_2(const InnerRow<T>& line, int64_t kernel,
+                                    const Rows<T>& gradients, int64_t n, int64_t y) const {
+  constexpr int64_t kL = kLanes<T>;
+  const int64_t pad = kernel / 2, width = line.in.width;
+  const Depthwise<T> convolution = depthwise<T>(kernel, 2);
+  const T* window[kMostKernel];
+  int taps[kMostKernel], count = 0;
+  for (int64_t ky = (y + pad) % 2; ky < kernel; ky += 2) {
+    const int64_t from = (y + pad - ky) / 2;
+    if (y + pad < ky || from >= layout_.out_height) continue;
+    taps[count] = static_cast<int>(ky);
+    window[count++] = gradients.row(n, from);
+  }
+  for (int64_t v = 0; v < line.in.vectors; ++v) {
+    T* out = line.out + v * line.out_step;
+    convolution.backward_2(window, taps, count, width, line.weights + v * kL, line.step, out);
+    const T* output = line.output + v * line.output_step;
+    const T* slopes = line.slopes ? line.slopes + v * line.output_step : nullptr;
+    T* sums = line.sums + v * 2 * kL;
+    Vector<T> sum = load(sums), against = load(sums + kL);
+    for (int64_t i = 0; i < width * kL; i += kL) {
+      const Vector<T> result = load(output + i);
+      const Vector<T> g = slopes ? load(out + i) * load(slopes + i)
+                                 : through<T>(s_.activation, load(out + i), result);
+      store(out + i, g);
+      sum += g;
+      against += g * result;
+    }
+    store(sums, sum);
+    store(sums + kL, against);
+    for (int i = 0; i < count; ++i) window[i] += line.in.step;
+  }
+}
+
+// What a band gives to the gradient of the first convolution and to that of the input.
+template <typename T>
+void MbBackwardPass<T>::input_products(const Slice& slice, const Band& band, const T* lines,
+                                       int64_t share) {
+  constexpr int64_t kL = kLanes<T>;
+  const int64_t in = s_.in_channels, wide = layout_.in_padded;
+  if (needs_expand_sums()) {
+    const Gemm<T> across{1,      band.positions(), 1,  0,       in,         kL, in_room_ * kL,
+                         group_, kL,               nullptr, Start::kAdd};
+    gemm(in, slice.vectors, across, args_.x + band.begin() * in, lines,
+         expand_sums_ + share * in * group_ + slice.at * kL);
+  }
+  if (args_.x_gradient) {
+    const Gemm<T> up{slice.vectors, kL,   kL, in_room_ * kL, 1,          wide, kL,
+                     wide,          kL,   nullptr,      Start::kAdd};
+    gemm(band.positions(), wide / kL, up, lines, packed_.folded_rows + slice.first * wide,
+         input_gradient_ + band.begin() * wide);
   }
 }
 

@@ -1,6 +1,7 @@
 // The backward pass of a layer: what its parts share.
 #pragma once
 
+#include "depthwise_gradient.h"
 #include "mbconv_rows.h"
 
 namespace pynas {
@@ -19,6 +20,8 @@ struct InputCorrection {
 template <typename T>
 class MbBackwardPass {
   static constexpr int64_t kBytes = sizeof(T);
+  static constexpr int64_t kStoredBytes = 3 << 20;  // of a group, between its halves
+  static constexpr int64_t kRingBytes = 512 << 10;  // of a group's rows, where it is not stored
   // What is summed over positions, by hidden channel: the gradient of the second norm's output,
   // that times the deviation of its input, the gradient of the first norm's output, and that times
   // the output.
@@ -38,34 +41,36 @@ class MbBackwardPass {
   void product_gradient(const Band& band);
   void first_half(const MbOption<T>& option, int64_t first, int64_t channels, int64_t share,
                   int64_t worker);
-  void keep_slopes(const Band& band, const Rows<T>& rows, int64_t from, int64_t to,
-                   int64_t vectors);
-  Expander<T> expander_of(const MbOption<T>& option, int64_t first, int64_t vectors,
-                          int64_t worker) const;
+  void first_half_of(const Expander<T>& expander, const MbOption<T>& option, const Band& band,
+                     int64_t share, int64_t worker);
+  void keep_slopes(const Band& band, const Expander<T>& expander, int64_t from, int64_t to);
+  Expander<T> expander_of(const Slice& slice, const Rows<T>& rows) const;
   void clear_pads(const Rows<T>& rows, const Share& share) const;
-  int64_t lines_of(const MbOption<T>& option, const Expander<T>& expander, const Band& band,
-                   int64_t have, const Lines<T>& values, const Lines<T>& gradients);
-  void hidden_gradient(const Band& band, int64_t first, int64_t vectors, const Lines<T>& values,
-                       const Lines<T>& gradients, T* hidden, double* of_share);
-  void mask(const Band& band, int64_t first, int64_t vectors, const Lines<T>& values,
-            const Lines<T>& gradients);
+  void outer_gradient(const Expander<T>& expander, const Band& band, const Lines<T>& gradients);
+  int64_t hidden_for(const Expander<T>& expander, const MbOption<T>& option, const Band& band,
+                     int64_t have);
+  OuterRow<T> outer_row(const Expander<T>& expander, const Band& band, int64_t row,
+                        const Lines<T>& gradients, int64_t kernel, const T** window) const;
   void second_norm(const MbGradients<T>* to, const Statistics<T>& of, int64_t first,
                    int64_t channels);
   void second_half(const MbOption<T>& option, int64_t first, int64_t channels, int64_t share,
                    int64_t worker);
-  void convolution_gradient(const MbOption<T>& option, const Band& part, int64_t vectors,
-                            const Rows<T>& hidden, const Lines<T>& values,
-                            const Lines<T>& gradients, const Rows<T>& to, T* sums);
-  void input_rows(const MbOption<T>& option, const Band& band, int64_t first, int64_t vectors,
-                  const Rows<T>& hidden, const Rows<T>& gradients, T* lines, double* of_share);
+  void convolution_gradient(const Expander<T>& expander, const MbOption<T>& option,
+                            const Band& part, const Rows<T>& to, int64_t share, int64_t worker);
+  void from_stored(const OuterRow<T>& line) const;
+  void input_rows(const Expander<T>& expander, const MbOption<T>& option, const Band& band,
+                  const Rows<T>& gradients, T* lines, double* of_share);
+  void inner_row_2(const InnerRow<T>& line, int64_t kernel, const Rows<T>& gradients, int64_t n,
+                   int64_t y) const;
+  void input_products(const Slice& slice, const Band& band, const T* lines, int64_t share);
   void add_shares(T* sums, int64_t elements) const;
   void write_expand(const MbOption<T>& option, const MbGradients<T>* to, int64_t first,
                     int64_t channels) const;
   void weight_gradients(const MbOption<T>& option, const MbGradients<T>* to, int64_t first,
                         int64_t channels) const;
+  // By channel of a group.
   struct FirstNorm {
-    T sum[kSliceChannels] = {}, scale[kSliceChannels] = {}, factor[kSliceChannels] = {};
-    T square[kSliceChannels] = {}, constant[kSliceChannels] = {};
+    T *sum, *scale, *factor, *square, *constant;
   };
   void expand_products(int64_t first, int64_t channels, double* products) const;
   void spread_first_norm(const FirstNorm& norm, int64_t first, int64_t channels, bool weights);
@@ -97,14 +102,14 @@ class MbBackwardPass {
             s_.width,
             pad,
             room,
-            slice_vectors_,
-            Rows<T>::elements(1, slice_vectors_, hidden_kept_, room),
+            group_ / kLanes<T>,
+            Rows<T>::elements(1, group_ / kLanes<T>, hidden_kept_, room),
             zeros_};
   }
-  // Where lines from that row on stand.
-  Lines<T> lines_at(T* memory, int64_t worker, int64_t row) const {
-    if (stored_) return {memory, slice_vectors_, layout_.out_width, 0};
-    return {memory + worker * lines_room_, slice_vectors_, layout_.out_width, row};
+  // Where a slice's gradients of the second norm's output stand, from that row on.
+  Lines<T> gradients_at(const Slice& slice, int64_t worker, int64_t row) const {
+    if (stored_) return Lines<T>{gradients_, group_ / kLanes<T>, layout_.out_width}.from(slice.at);
+    return {gradients_ + worker * lines_room_, kMostSlice<T>, layout_.out_width, row};
   }
   int64_t slot(int64_t image, const Band& band) const { return stored_ ? image : image - band.n0; }
   Rows<T> gradient_rows(const MbOption<T>& option, int64_t worker) const {
@@ -114,8 +119,8 @@ class MbBackwardPass {
             layout_.out_width,
             pad,
             room,
-            slice_vectors_,
-            Rows<T>::elements(1, slice_vectors_, kept_, room),
+            group_ / kLanes<T>,
+            Rows<T>::elements(1, group_ / kLanes<T>, kept_, room),
             zeros_};
   }
 
@@ -124,18 +129,18 @@ class MbBackwardPass {
   const Workers& workers_;
   const Layout<T> layout_;
   Packed<T> packed_;
-  int64_t slice_, slice_vectors_, kept_, gradient_room_, in_room_, out_room_, taps_;
+  int64_t group_, slice_, kept_, gradient_room_, in_room_, out_room_, taps_;
   // What lies between the two halves is kept where that fits the caches, and else computed twice.
   bool stored_;
   int64_t hidden_kept_, hidden_room_, lines_room_;  // rooms: of a worker
   bool slopes_;  // whether slopes of the first activation are kept beside its outputs
   T *hidden_rows_, *slope_rows_, *gradient_rows_, *zeros_;
-  T *values_,
-      *gradients_;  // lines: outputs of the depthwise convolution; gradients of the norm after
+  T *values_;      // lines: outputs of the depthwise convolution, where they are stored
+  T *gradients_;   // lines: gradients of the norm after it
   T *product_gradient_, *input_gradient_, *bands_;
   T *expand_sums_, *project_sums_, *depthwise_sums_;  // of each share
   T *scale3_, *square3_, *constant3_;                 // gradient of the product, by channel
-  T *scale2_, *square2_, *constant2_;                 // gradient of the depthwise output
+  T *scale2_, *square2_, *constant2_;  // gradient of the depthwise output, by channel of a group
   T* mean2_;                                          // padded
   T* scaled_expand_;                                  // for the correction of the input
   int32_t *scatter_, *out_scatter_;
@@ -145,7 +150,9 @@ class MbBackwardPass {
   InputCorrection<T> correction_;
   const MbOption<T>* option_ = nullptr;
   const T* products_ = nullptr;
-  bool first_slice_ = false;
+  bool first_group_ = false;
+  FirstNorm norm_;
+  double* products1_;  // sum of gradient times the first convolution's output, by channel of a group
 };
 
 }  // namespace

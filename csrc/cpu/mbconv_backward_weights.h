@@ -21,8 +21,8 @@ void MbBackwardPass<T>::weight_gradients(const MbOption<T>& option, const MbGrad
                                          int64_t first, int64_t channels) const {
   const int64_t taps = option.kernel * option.kernel, out = s_.out_channels;
   const int64_t group = packed_.hidden / option.groups, size = out / option.groups;
-  add_shares(depthwise_sums_, taps_ * slice_);
-  add_shares(project_sums_, out * slice_);
+  add_shares(depthwise_sums_, taps_ * group_);
+  add_shares(project_sums_, out * group_);
   const int64_t end = smaller(channels, packed_.hidden - first);
   for (int64_t c = 0; c < end; ++c) {
     const T* sums = depthwise_sums_ + c / kLanes<T> * taps_ * kLanes<T> + c % kLanes<T>;
@@ -33,20 +33,21 @@ void MbBackwardPass<T>::weight_gradients(const MbOption<T>& option, const MbGrad
   for (int64_t o = 0; o < out; ++o) {
     const int64_t begin = o / size * group - first;  // of the hidden channels that reach it
     for (int64_t c = larger<int64_t>(0, begin); c < smaller(end, begin + group); ++c) {
-      to->project[o * group + c - begin] = project_sums_[o * slice_ + c];
+      to->project[o * group + c - begin] = project_sums_[o * group_ + c];
     }
   }
 }
 
 // Gradients of the first norm, and what it adds to those of the convolution before and of the
-// input: with q the share of the normalised input, and both for each channel of the slice.
+// input: with q the share of the normalised input, and both for each channel of the group.
 template <typename T>
 void MbBackwardPass<T>::first_norm(const MbOption<T>& option, const MbGradients<T>* to,
                                    const Statistics<T>& of, int64_t first, int64_t channels) {
   const auto count = static_cast<double>(layout_.in_positions);
-  double products[kSliceChannels] = {};
+  double* products = products1_;
   if (needs_expand_sums()) expand_products(first, channels, products);
-  FirstNorm norm;
+  const FirstNorm& norm = norm_;
+  memset(norm.sum, 0, static_cast<size_t>(5 * group_) * sizeof(T));  // channels that pad
   for (int64_t c = 0; c < smaller(channels, packed_.hidden - first); ++c) {
     const int64_t from = before_shuffle(first + c, packed_.hidden, option.groups);
     const auto mean = static_cast<double>(of.mean1[first + c]);
@@ -79,9 +80,10 @@ void MbBackwardPass<T>::first_norm(const MbOption<T>& option, const MbGradients<
 template <typename T>
 void MbBackwardPass<T>::expand_products(int64_t first, int64_t channels, double* products) const {
   const int64_t in = s_.in_channels;
-  add_shares(expand_sums_, in * slice_);
+  add_shares(expand_sums_, in * group_);
+  memset(products, 0, static_cast<size_t>(channels) * sizeof(double));
   for (int64_t i = 0; i < in; ++i) {
-    const T *w = packed_.transposed + i * packed_.room + first, *sums = expand_sums_ + i * slice_;
+    const T *w = packed_.transposed + i * packed_.room + first, *sums = expand_sums_ + i * group_;
     for (int64_t c = 0; c < channels; ++c) {
       products[c] += static_cast<double>(w[c]) * static_cast<double>(sums[c]);
     }
@@ -95,7 +97,7 @@ void MbBackwardPass<T>::spread_first_norm(const FirstNorm& norm, int64_t first, 
   const int64_t room = packed_.room;
   for (int64_t i = 0; i < s_.in_channels; ++i) {
     const T *w = packed_.transposed + i * room + first, mean = args_.saved.mean[i];
-    T *scaled = scaled_expand_ + i * room + first, *sums = expand_sums_ + i * slice_;
+    T *scaled = scaled_expand_ + i * room + first, *sums = expand_sums_ + i * group_;
     double more = 0;
     for (int64_t c = 0; c < channels; ++c) {
       scaled[c] = norm.square[c] * w[c];
@@ -110,7 +112,7 @@ void MbBackwardPass<T>::spread_first_norm(const FirstNorm& norm, int64_t first, 
   }
 }
 
-// From [in, slice] into torch's order, by blocks: few lines of either are in use at once.
+// From [in, group] into torch's order, by blocks: few lines of either are in use at once.
 template <typename T>
 void MbBackwardPass<T>::write_expand(const MbOption<T>& option, const MbGradients<T>* to,
                                      int64_t first, int64_t channels) const {
@@ -123,7 +125,7 @@ void MbBackwardPass<T>::write_expand(const MbOption<T>& option, const MbGradient
         const int64_t begin = from / (packed_.hidden / option.groups) * size;
         const int64_t last = smaller(begin + size, smaller(in, i0 + kBlock));
         for (int64_t i = larger(begin, i0); i < last; ++i) {
-          to->expand[from * size + i - begin] = expand_sums_[i * slice_ + c];
+          to->expand[from * size + i - begin] = expand_sums_[i * group_ + c];
         }
       }
     }

@@ -9,32 +9,39 @@ namespace {
 
 template <typename T>
 class MbForwardPass {
+  static constexpr int64_t kBytes = sizeof(T);
+  static constexpr int64_t kRingBytes = 256 << 10;   // of hidden rows: a part of the second cache
+  static constexpr int64_t kValueBytes = 32 << 20;  // of depthwise outputs between the two passes
+
  public:
   MbForwardPass(const MbForward<T>& args, const Workers& workers)
       : args_(args),
         s_(args.shape),
         workers_(workers),
         layout_(s_),
-        packed_(s_, args.options, workers, false),
-        slice_(layout_.slice()) {
+        packed_(s_, args.options, workers, false) {
     int64_t kernel = 3, most = 0;
     for (int64_t o = 0; o < s_.options; ++o) {
       kernel = larger(kernel, args.options[o].kernel);
       most = larger(most, padded<T>(args.options[o].hidden));
     }
-    slice_ = smaller(slice_, most);
-    const int64_t vectors = slice_ / kLanes<T>;
     const int64_t bands = Layout<T>::rows_at_once(layout_.out_height, layout_.out_width);
     kept_ = smaller(s_.height, bands * s_.stride + kernel);
-    ring_ = Rows<T>::elements(layout_.images_at_once(), vectors, kept_,
-                              Rows<T>::room_for(s_.width, kernel / 2));
+    const int64_t room = Rows<T>::room_for(s_.width, kernel / 2);
+    const int64_t of_vector = Rows<T>::elements(layout_.images_at_once(), 1, kept_, room);
+    const int64_t lines = layout_.positions * kLanes<T>;
+    group_ = smaller(layout_.group(kRingBytes / kBytes, of_vector, most),
+                     layout_.group(kValueBytes / kBytes, lines, most));
+    slice_ = smaller(layout_.slice(), group_);
+    const int64_t vectors = group_ / kLanes<T>;
+    ring_ = vectors * of_vector;
     rings_ = take<T>(workers, workers.count * ring_);
-    zeros_ = take_zeros<T>(workers, Rows<T>::room_for(s_.width, kernel / 2) * kLanes<T>);
+    zeros_ = Rows<T>::take_zero_row(workers, room);
     scatter_ = take<int32_t>(workers, Expander<T>::scatter_room(layout_));
     band_room_ = layout_.spread(layout_.out_band_room());
-    values_ = {take<T>(workers, layout_.positions * slice_), vectors, layout_.out_width};
+    values_ = {take<T>(workers, layout_.positions * group_), vectors, layout_.out_width};
     hidden_ = take<T>(workers, workers.count * band_room_ * slice_);
-    const int64_t channels = larger(slice_, layout_.out_padded);
+    const int64_t channels = larger(group_, layout_.out_padded);
     sums_ = {channels, 2, take<double>(workers, layout_.shares * 2 * channels)};
     origins_ = take<T>(workers, layout_.shares * channels);
     mean_ = take<double>(workers, channels);
@@ -62,8 +69,8 @@ class MbForwardPass {
     Rows<T> rows = ring(option, 0);
     Expander<T>::fill(layout_, rows, scatter_);
     const Depthwise<T> convolution = depthwise<T>(option.kernel, s_.stride);
-    for (int64_t first = 0; first < packed_.room; first += slice_) {
-      const int64_t channels = smaller(slice_, packed_.room - first);
+    for (int64_t first = 0; first < packed_.room; first += group_) {
+      const int64_t channels = smaller(group_, packed_.room - first);
       parallel(workers_, layout_.shares, [&](int64_t share, int64_t worker) {
         values(option, convolution, first, channels, share, worker);
       });
@@ -78,7 +85,7 @@ class MbForwardPass {
 
   Rows<T> ring(const MbOption<T>& option, int64_t worker) const {
     const int64_t pad = option.kernel / 2, room = Rows<T>::room_for(s_.width, pad);
-    const int64_t vectors = slice_ / kLanes<T>;
+    const int64_t vectors = group_ / kLanes<T>;
     return {rings_ + worker * ring_,
             kept_,
             s_.width,
@@ -89,82 +96,97 @@ class MbForwardPass {
             zeros_};
   }
 
-  // Depthwise outputs of a slice, and their sums.
+  // Depthwise outputs of a group of channels, and their sums.
   void values(const MbOption<T>& option, const Depthwise<T>& convolution, int64_t first,
               int64_t channels, int64_t index, int64_t worker) {
-    const int64_t vectors = channels / kLanes<T>, pad = option.kernel / 2;
-    const Expander<T> expander{
-        s_, args_.x, packed_, first, vectors, ring(option, worker), scatter_, s_.activation};
-    const Rows<T>& rows = expander.rows;
+    const Rows<T> rows = ring(option, worker);
     for (int64_t n = 0; n < layout_.images_at_once(); ++n) rows.clear_pads(n);
-    const Share share = layout_.share(index);
-    T* origin = origins_ + index * sums_.channels;
-    const T* weights = packed_.depthwise + first;
-    double* of_share = sums_.at(index, 0);
-    memset(of_share, 0, static_cast<size_t>(2 * sums_.channels) * sizeof(double));
+    memset(sums_.at(index, 0), 0, static_cast<size_t>(2 * sums_.channels) * sizeof(double));
     int64_t have = 0;
     bool begun = false;
-    layout_.for_out_bands(share, Way::kUp, [&](const Band& band) {
-      have = expander.expand_for(band, option.kernel, have, 0);
-      alignas(kVectorBytes) T sums[kMostSlice<T>][2 * kLanes<T>] = {};
-      const T* window[kMostKernel];
-      if (!begun) {  // the first output is near enough to the mean
-        for (int64_t v = 0; v < vectors; ++v) {
-          rows.window(0, v, band.y0 * s_.stride - pad, option.kernel, s_.height, window);
-          convolution.apply(window, 1, weights + v * kLanes<T>, packed_.room,
-                            origin + v * kLanes<T>);
-        }
-      }
-      for (int64_t row = 0; row < band.rows(); ++row) {
-        const int64_t n = row / (band.y1 - band.y0), y = band.y0 + row % (band.y1 - band.y0);
-        for (int64_t v = 0; v < vectors; ++v) {
-          rows.window(n, v, y * s_.stride - pad, option.kernel, s_.height, window);
-          convolution.forward(window, band.width, weights + v * kLanes<T>, packed_.room,
-                              values_.line(band.first_row() + row, v), origin + v * kLanes<T>,
-                              sums[v]);
-        }
-      }
-      for (int64_t v = 0; v < vectors; ++v) {
-        add_to<T>(of_share + v * kLanes<T>, load(sums[v]));
-        add_to<T>(of_share + sums_.channels + v * kLanes<T>, load(sums[v] + kLanes<T>));
-      }
+    layout_.for_out_bands(layout_.share(index), Way::kUp, [&](const Band& band) {
+      int64_t now = have;
+      for_slices<T>(first, channels, [&](const Slice& slice) {
+        const Expander<T> expander{
+            s_, args_.x, packed_, slice, rows.from(slice.at), scatter_, s_.activation};
+        now = expander.expand_for(band, option.kernel, have, 0);
+        values_of_slice(expander, convolution, option.kernel, band, index, begun);
+      });
+      have = now;
       begun = true;
     });
   }
 
-  // Adds a slice's part of the last product, and after the last slice sums the product up.
+  void values_of_slice(const Expander<T>& expander, const Depthwise<T>& convolution,
+                       int64_t kernel, const Band& band, int64_t index, bool begun) {
+    const Slice& slice = expander.slice;
+    const Rows<T>& rows = expander.rows;
+    const Lines<T> values = values_.from(slice.at);
+    const T* weights = packed_.depthwise + slice.first;
+    const int64_t channel = slice.at * kLanes<T>, pad = kernel / 2;
+    T* origin = origins_ + index * sums_.channels + channel;
+    alignas(kVectorBytes) T sums[kMostSlice<T>][2 * kLanes<T>] = {};
+    const T* window[kMostKernel];
+    if (!begun) {  // the first output is near enough to the mean
+      rows.window(0, band.y0 * s_.stride - pad, kernel, s_.height, window);
+      convolution.apply({window, rows.vector_step(), slice.vectors, 1}, weights, packed_.room,
+                        origin, kLanes<T>);
+    }
+    for (int64_t row = 0; row < band.rows(); ++row) {
+      const int64_t n = row / (band.y1 - band.y0), y = band.y0 + row % (band.y1 - band.y0);
+      rows.window(n, y * s_.stride - pad, kernel, s_.height, window);
+      convolution.forward({window, rows.vector_step(), slice.vectors, band.width}, weights,
+                          packed_.room, values.line(band.first_row() + row), values.vector_step(),
+                          origin, sums[0]);
+    }
+    double* of_share = sums_.at(index, 0) + channel;
+    for (int64_t v = 0; v < slice.vectors; ++v) {
+      add_to<T>(of_share + v * kLanes<T>, load(sums[v]));
+      add_to<T>(of_share + sums_.channels + v * kLanes<T>, load(sums[v] + kLanes<T>));
+    }
+  }
+
+  // Adds a group's part of the last product, and after the last group sums the product up.
   void project(int64_t first, int64_t channels, int64_t index, int64_t worker) {
-    const int64_t vectors = channels / kLanes<T>, wide = layout_.out_padded;
+    const int64_t wide = layout_.out_padded;
     T* hidden = hidden_ + worker * band_room_ * slice_;
-    Gemm<T> g{vectors,   kLanes<T>, kLanes<T>, band_room_ * kLanes<T>, 1, wide,
-              kLanes<T>, wide,      kLanes<T>};
-    g.start = first ? Start::kAdd : Start::kZero;
     const bool last = first + channels == packed_.room;
     T* origin = origins_ + index * sums_.channels;
     double* of_share = sums_.at(index, 0);
     memset(of_share, 0, static_cast<size_t>(2 * sums_.channels) * sizeof(double));
     bool begun = false;
     layout_.for_out_bands(layout_.share(index), Way::kDown, [&](const Band& band) {
-      const int64_t count = band.positions();
-      with_activation(s_.activation, [&](auto kind) {
-        for (int64_t row = 0; row < band.rows(); ++row) {
-          for (int64_t v = 0; v < vectors; ++v) {
-            const Vector<T> scale = load(packed_.scale2 + first + v * kLanes<T>);
-            const Vector<T> bias = load(packed_.bias2 + first + v * kLanes<T>);
-            const T* from = values_.line(band.first_row() + row, v);
-            T* to = hidden + (v * band_room_ + row * band.width) * kLanes<T>;
-            for (int64_t i = 0; i < band.width * kLanes<T>; i += kLanes<T>) {
-              store(to + i, activate<T>(kind.value, load(from + i) * scale + bias));
-            }
-          }
-        }
-      });
       T* product = products_ + band.begin() * wide;
-      gemm(count, wide / kLanes<T>, g, hidden, packed_.project + first * wide, product);
+      for_slices<T>(first, channels, [&](const Slice& slice) {
+        activate_values(slice, band, hidden);
+        Gemm<T> g{slice.vectors, kLanes<T>, kLanes<T>, band_room_ * kLanes<T>, 1, wide,
+                  kLanes<T>,     wide,      kLanes<T>};
+        g.start = slice.first ? Start::kAdd : Start::kZero;
+        gemm(band.positions(), wide / kLanes<T>, g, hidden, packed_.project + slice.first * wide,
+             product);
+      });
       if (!last) return;
       if (!begun) memcpy(origin, product, static_cast<size_t>(wide) * sizeof(T));
       begun = true;
-      sum_products(product, count, origin, of_share);
+      sum_products(product, band.positions(), origin, of_share);
+    });
+  }
+
+  // What the last convolution reads.
+  void activate_values(const Slice& slice, const Band& band, T* hidden) const {
+    const Lines<T> values = values_.from(slice.at);
+    with_activation(s_.activation, [&](auto kind) {
+      for (int64_t row = 0; row < band.rows(); ++row) {
+        const T* line = values.line(band.first_row() + row);
+        for (int64_t v = 0; v < slice.vectors; ++v, line += values.vector_step()) {
+          const Vector<T> scale = load(packed_.scale2 + slice.first + v * kLanes<T>);
+          const Vector<T> bias = load(packed_.bias2 + slice.first + v * kLanes<T>);
+          T* to = hidden + (v * band_room_ + row * band.width) * kLanes<T>;
+          for (int64_t i = 0; i < band.width * kLanes<T>; i += kLanes<T>) {
+            store(to + i, activate<T>(kind.value, load(line + i) * scale + bias));
+          }
+        }
+      }
     });
   }
 
@@ -209,7 +231,7 @@ class MbForwardPass {
   const Workers& workers_;
   const Layout<T> layout_;
   Packed<T> packed_;
-  int64_t slice_, kept_, ring_, band_room_;
+  int64_t group_, slice_, kept_, ring_, band_room_;
   Lines<T> values_;
   T *rings_, *zeros_, *hidden_, *origins_, *products_ = nullptr;
   int32_t* scatter_;

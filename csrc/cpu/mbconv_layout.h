@@ -1,4 +1,5 @@
-// How a layer is cut: images into shares, shares into bands of rows, channels into slices.
+// How a layer is cut: images into shares, shares into bands of rows; channels into groups, which
+// wait for their sums over all positions together, and groups into slices.
 #pragma once
 
 #include <cstring>
@@ -13,11 +14,9 @@ namespace {
 constexpr int64_t kBandPositions = 128;  // that a product of matrices gets at once, about
 constexpr int64_t kSliceChannels = 48;
 constexpr int64_t kMostShares = 16;
-constexpr int64_t kStoredBytes = 6
-                                 << 20;  // of a slice: beside the rest, some 10 MB of cache in use
+constexpr int64_t kSharePositions = 256;
 template <typename T>
 constexpr int64_t kMostSlice = larger<int64_t>(1, kSliceChannels / kLanes<T>);  // vectors
-constexpr int64_t kSharePositions = 256;
 
 template <typename T>
 T* take(const Workers& workers, int64_t count) {
@@ -88,8 +87,14 @@ struct Layout {
   // the same few places of the caches.
   static int64_t spread(int64_t positions) { return (positions + 7) / 8 * 8 + 5; }
 
-  // Channels of each slice but the last of a block.
+  // Channels of each slice but the last of a group.
   int64_t slice() const { return kMostSlice<T> * kLanes<T>; }
+
+  // As many slices as fit the room for a group, but one at least; in channels. `most`: of a block.
+  int64_t group(int64_t room, int64_t of_vector, int64_t most) const {
+    const int64_t slices = larger<int64_t>(1, room / of_vector / kMostSlice<T>);
+    return smaller(slices * slice(), most);
+  }
 
   // Bands of inputs and of outputs hold equally many images.
   int64_t images_at_once() const {
@@ -127,6 +132,22 @@ struct Layout {
   }
 };
 
+// Some channels of a group.
+struct Slice {
+  int64_t first;    // the first one's place among the block's channels
+  int64_t at;       // the first vector's place in the group
+  int64_t vectors;
+};
+
+// act(slice) for the slices of a group.
+template <typename T, typename Do>
+void for_slices(int64_t first, int64_t channels, Do&& act) {
+  const int64_t vectors = channels / kLanes<T>;
+  for (int64_t at = 0; at < vectors; at += kMostSlice<T>) {
+    act(Slice{first + at * kLanes<T>, at, smaller(kMostSlice<T>, vectors - at)});
+  }
+}
+
 // Rows of hidden channels with zeros on both sides, of which some are kept: enough for a kernel to
 // run down one image, or all rows of all images. [image][row][vector][position][lane]: what is used
 // together lies together, because caches fetch ahead of long runs only.
@@ -135,7 +156,7 @@ struct Rows {
   T* data;
   int64_t kept, width, pad, room;  // room: positions of a row in memory
   int64_t vectors, image_step;
-  const T* zeros;  // a row outside the image
+  const T* zeros;  // rows outside the image
 
   static int64_t room_for(int64_t width, int64_t pad) { return width + 2 * pad + 4; }
   int64_t vector_step() const { return room * kLanes<T>; }
@@ -144,13 +165,19 @@ struct Rows {
     return images * vectors * kept * room * kLanes<T>;
   }
 
-  // The position before the first of row y.
-  T* row(int64_t n, int64_t vector, int64_t y) const {
-    return data + n * image_step + y % kept * row_step() + vector * vector_step();
+  // From some vector on; the steps stay.
+  Rows from(int64_t vector) const {
+    Rows rest = *this;
+    rest.data += vector * vector_step();
+    return rest;
   }
-  T* inside(int64_t n, int64_t vector, int64_t y) const {
-    return row(n, vector, y) + pad * kLanes<T>;
+
+  // The position before the first of row y, of the first vector.
+  T* row(int64_t n, int64_t y) const {
+    const auto place = static_cast<uint32_t>(y) % static_cast<uint32_t>(kept);
+    return data + n * image_step + place * row_step();
   }
+  T* inside(int64_t n, int64_t y) const { return row(n, y) + pad * kLanes<T>; }
 
   void clear_pads(int64_t n) const {
     for (int64_t line = 0; line < vectors * kept; ++line) {
@@ -162,16 +189,19 @@ struct Rows {
   }
 
   // The `kernel` rows around a window that begins at row `top`, of an image of `height` rows.
-  void window(int64_t n, int64_t vector, int64_t top, int64_t kernel, int64_t height,
-              const T** rows) const {
+  void window(int64_t n, int64_t top, int64_t kernel, int64_t height, const T** rows) const {
     for (int64_t i = 0; i < kernel; ++i) {
       const int64_t y = top + i;
-      rows[i] = y < 0 || y >= height ? zeros : row(n, vector, y);
+      rows[i] = y < 0 || y >= height ? zeros : row(n, y);
     }
+  }
+  // What `zeros` points to: a slice's row.
+  static T* take_zero_row(const Workers& workers, int64_t room) {
+    return take_zeros<T>(workers, room * kMostSlice<T> * kLanes<T>);
   }
 };
 
-// Outputs of a slice: [row][vector][position][lane], from some row of all images on.
+// Outputs: [row][vector][position][lane], from some row of all images on.
 template <typename T>
 struct Lines {
   T* data;
@@ -179,8 +209,11 @@ struct Lines {
 
   int64_t vector_step() const { return width * kLanes<T>; }
   int64_t line_step() const { return vectors * vector_step(); }
-  T* line(int64_t row, int64_t vector) const {
-    return data + (row - first) * line_step() + vector * vector_step();
+  T* line(int64_t row) const { return data + (row - first) * line_step(); }
+  Lines from(int64_t vector) const {
+    Lines rest = *this;
+    rest.data += vector * vector_step();
+    return rest;
   }
 };
 

@@ -13,8 +13,8 @@ struct Expander {
   const MbShape& shape;
   const T* x;
   const Packed<T>& packed;
-  int64_t first, vectors;  // channels of the slice: from `first`, so many vectors
-  Rows<T> rows;
+  Slice slice;
+  Rows<T> rows;  // of the slice
   const int32_t* scatter;  // where a position of one image, or of a band of images, goes
   Activation activation;
 
@@ -26,7 +26,7 @@ struct Expander {
     for (int64_t n = 0; n < layout.images_at_once(); ++n) {
       for (int64_t y = 0; y < layout.shape.height; ++y) {
         for (int64_t x = 0; x < layout.shape.width; ++x) {
-          *scatter++ = static_cast<int32_t>(rows.inside(n, 0, y) + x * kLanes<T> - rows.data);
+          *scatter++ = static_cast<int32_t>(rows.inside(n, y) + x * kLanes<T> - rows.data);
         }
       }
     }
@@ -40,10 +40,10 @@ struct Expander {
               0, rows.vector_step()};
     g.scatter = scatter + y0 * shape.width;
     g.start = Start::kBias;
-    g.bias = packed.bias1 + first;
+    g.bias = packed.bias1 + slice.first;
     g.activation = activation;
-    gemm(count, vectors, g, x + (n0 * shape.height + y0) * shape.width * shape.in_channels,
-         packed.folded + first, rows.data + slot * rows.image_step);
+    gemm(count, slice.vectors, g, x + (n0 * shape.height + y0) * shape.width * shape.in_channels,
+         packed.folded + slice.first, rows.data + slot * rows.image_step);
   }
 
   // What a band of outputs needs, beyond the `have` rows that are there. Returns how many are.
