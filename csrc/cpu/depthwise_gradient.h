@@ -11,6 +11,41 @@
 namespace pynas {
 namespace {
 
+// The gradient of what a batch norm reads, by channel: times * g + square * read + constant, with g
+// the gradient of what it gives.
+template <typename T>
+struct NormGradient {
+  T *times, *square, *constant;
+
+  NormGradient from(int64_t channel) const {
+    return {times + channel, square + channel, constant + channel};
+  }
+  void clear(int64_t c) const { times[c] = square[c] = constant[c] = 0; }
+  // scale: the norm's, with 1 / deviation; sum, against: of g, and of g times what is read less mean.
+  void set(int64_t c, T scale, T mean, double rstd, double sum, double against,
+           int64_t count) const {
+    const double s = static_cast<double>(scale), n = static_cast<double>(count);
+    const double q = -s * rstd * rstd * against / n;
+    times[c] = scale;
+    square[c] = static_cast<T>(q);
+    constant[c] = static_cast<T>(-s * sum / n - q * static_cast<double>(mean));
+  }
+};
+
+// One row of it, of some vectors.
+template <typename T>
+void norm_back(const NormGradient<T>& norm, int64_t vectors, int64_t width, const T* gradient,
+               const T* read, int64_t step, T* to, int64_t to_step) {
+  constexpr int64_t kL = kLanes<T>;
+  for (int64_t v = 0; v < vectors; ++v, gradient += step, read += step, to += to_step) {
+    const Vector<T> times = load(norm.times + v * kL), square = load(norm.square + v * kL);
+    const Vector<T> constant = load(norm.constant + v * kL);
+    for (int64_t x = 0; x < width * kL; x += kL) {
+      store(to + x, load(gradient + x) * times + (load(read + x) * square + constant));
+    }
+  }
+}
+
 // From the gradient of the hidden channels after the second activation, for one row of outputs.
 template <typename T>
 struct OuterRow {
@@ -26,8 +61,8 @@ struct OuterRow {
   int64_t hidden_step;     // `values` go with `gradient`
   const T* mean;
   T* sums;                 // [vector][2]: of g, and of g times the result's deviation from `mean`
-  // back() writes the gradient of the convolution's results, times * g + square * result + constant.
-  const T *times, *square, *constant;
+  // back() writes the gradient of the convolution's results.
+  NormGradient<T> norm;
   T* back;
   int64_t back_step;
 };
@@ -38,11 +73,16 @@ struct InnerRow {
   DepthwiseInput<T> in;    // rows of the gradient of its results
   const T* weights;        // the taps in reverse
   int64_t step;
-  const T *output, *slopes;  // of that activation: results; slopes, or null where results tell them
+  // Of that activation: results; and slopes, or null where results tell them.
+  const T *output, *slopes;
   int64_t output_step;
+  // inner_raw() has instead what its norm read: raw * scale + bias went into the activation.
+  const T *raw, *scale, *bias, *mean;  // `raw` goes with `output`
   T* out;
   int64_t out_step;
-  T* sums;                 // [vector][2]: of the gradient, and of that times `output`
+  // [vector][2]: of the gradient, and of that times `output`, or times the deviation of `raw` from
+  // `mean`.
+  T* sums;
 };
 
 template <typename T>
@@ -50,6 +90,7 @@ struct DepthwiseGradient {
   void (*sums)(const OuterRow<T>&);
   void (*back)(const OuterRow<T>&);
   void (*inner)(const InnerRow<T>&);
+  void (*inner_raw)(const InnerRow<T>&);
 };
 
 template <typename T, int Kernel, int Stride, Activation Kind>
@@ -88,8 +129,8 @@ struct DepthwiseGradientOf {
       const T* rows[Kernel];
       row.in.of(v, rows);
       const Vector<T> scale = load(row.scale + v * kL), bias = load(row.bias + v * kL);
-      const Vector<T> times = load(row.times + v * kL), square = load(row.square + v * kL);
-      const Vector<T> constant = load(row.constant + v * kL);
+      const Vector<T> times = load(row.norm.times + v * kL), square = load(row.norm.square + v * kL);
+      const Vector<T> constant = load(row.norm.constant + v * kL);
       const T* gradient = row.gradient + v * row.gradient_step;
       T* back = row.back + v * row.back_step;
       depthwise_row<T, Kernel, Stride>(
@@ -125,7 +166,29 @@ struct DepthwiseGradientOf {
     }
   }
 
-  static constexpr DepthwiseGradient<T> kTable = {sums, back, inner};
+  static void inner_raw(const InnerRow<T>& row) {
+    for (int64_t v = 0; v < row.in.vectors; ++v) {
+      const T* rows[Kernel];
+      row.in.of(v, rows);
+      const Vector<T> scale = load(row.scale + v * kL), bias = load(row.bias + v * kL);
+      const Vector<T> mean = load(row.mean + v * kL);
+      const T* raw = row.raw + v * row.output_step;
+      T *out = row.out + v * row.out_step, *to = row.sums + v * 2 * kL;
+      Vector<T> sum[2] = {load(to)}, against[2] = {load(to + kL)};
+      depthwise_row<T, Kernel, 1>(rows, row.in.width, row.weights + v * kL, row.step,
+                                  [&](int64_t x, int i, Vector<T> value) {
+                                    const Vector<T> u = load(raw + x * kL);
+                                    const Vector<T> g = through<T>(Kind, value, u * scale + bias);
+                                    store(out + x * kL, g);
+                                    sum[i % 2] += g;
+                                    against[i % 2] += g * (u - mean);
+                                  });
+      store(to, sum[0] + sum[1]);
+      store(to + kL, against[0] + against[1]);
+    }
+  }
+
+  static constexpr DepthwiseGradient<T> kTable = {sums, back, inner, inner_raw};
 };
 
 template <typename T>

@@ -15,10 +15,11 @@ constexpr int most_rows(int vectors) {
   return kRegisters >= 32 ? (vectors == 3 ? 8 : 12) : (vectors == 2 ? 6 : 12);
 }
 
-// What a tile starts from.
-enum class Start { kZero, kAdd, kBias };
+// What becomes of a tile's sums: they are C, or are added to it, or are normalised: times a scale,
+// plus a bias, by column.
+enum class Then { kSet, kAdd, kNorm };
 
-// C[r][v] = start + sum over k of A[r][k] * B[k][v], v in vectors; strides in elements.
+// C[r][v] = sum over k of A[r][k] * B[k][v], v in vectors; strides in elements.
 //
 // k runs over `blocks` blocks of `block` steps. The rows of A are next to each other where
 // row_a == 1 (A is then walked along its columns).
@@ -29,8 +30,8 @@ struct Gemm {
   int64_t step_b, vector_b;
   int64_t row_c, vector_c;
   const int32_t* scatter = nullptr;  // where each row of C begins, instead of row_c
-  Start start = Start::kZero;
-  const T* bias = nullptr;  // by column
+  Then then = Then::kSet;
+  const T *scale = nullptr, *bias = nullptr;  // by column
   Activation activation = Activation::kNone;
 };
 
@@ -73,7 +74,7 @@ PYNAS_INLINE void multiply_columns(Vector<T> (&c)[Rows][Vectors], const Gemm<T>&
 }
 
 template <typename T, int Rows, int Vectors, bool Columns>
-__attribute__((noinline)) void tile(const Gemm<T>& g, const T* a, const T* b, const T* bias, T* c,
+__attribute__((noinline)) void tile(const Gemm<T>& g, const T* a, const T* b, int64_t column, T* c,
                                     const int32_t* scatter) {
   Vector<T> sums[Rows][Vectors];
   int64_t at[Rows];
@@ -81,8 +82,7 @@ __attribute__((noinline)) void tile(const Gemm<T>& g, const T* a, const T* b, co
   PYNAS_UNROLL for (int r = 0; r < Rows; ++r) {
     PYNAS_UNROLL for (int v = 0; v < Vectors; ++v) {
       sums[r][v] = Vector<T>{};
-      if (g.start == Start::kAdd) sums[r][v] = load(c + at[r] + v * g.vector_c);
-      if (g.start == Start::kBias) sums[r][v] = load(bias + v * kLanes<T>);
+      if (g.then == Then::kAdd) sums[r][v] = load(c + at[r] + v * g.vector_c);
     }
   }
   if constexpr (Columns) {
@@ -93,37 +93,39 @@ __attribute__((noinline)) void tile(const Gemm<T>& g, const T* a, const T* b, co
   const auto finish = [&](auto&& change) {
     PYNAS_UNROLL for (int r = 0; r < Rows; ++r) {
       PYNAS_UNROLL for (int v = 0; v < Vectors; ++v) {
-        store(c + at[r] + v * g.vector_c, change(sums[r][v]));
+        store(c + at[r] + v * g.vector_c, change(sums[r][v], v));
       }
     }
   };
-  if (g.activation == Activation::kNone) {
-    finish([](Vector<T> t) { return t; });
-  } else if (g.activation == Activation::kRelu) {
-    finish([](Vector<T> t) { return activate<T>(Activation::kRelu, t); });
-  } else {
-    finish([&](Vector<T> t) { return activate<T>(g.activation, t); });
+  if (g.then != Then::kNorm) return finish([](Vector<T> t, int) { return t; });
+  Vector<T> scale[Vectors], bias[Vectors];
+  PYNAS_UNROLL for (int v = 0; v < Vectors; ++v) {
+    scale[v] = load(g.scale + column + v * kLanes<T>);
+    bias[v] = load(g.bias + column + v * kLanes<T>);
   }
+  with_activation(g.activation, [&](auto kind) {
+    finish([&](Vector<T> t, int v) { return activate<T>(kind.value, t * scale[v] + bias[v]); });
+  });
 }
 
 template <typename T, int Rows, int Vectors>
-PYNAS_INLINE void tile_of(int64_t rows, const Gemm<T>& g, const T* a, const T* b, const T* bias,
+PYNAS_INLINE void tile_of(int64_t rows, const Gemm<T>& g, const T* a, const T* b, int64_t column,
                           T* c, const int32_t* scatter) {
   if constexpr (Rows > 0) {
-    if (rows != Rows) return tile_of<T, Rows - 1, Vectors>(rows, g, a, b, bias, c, scatter);
-    if (g.row_a == 1) return tile<T, Rows, Vectors, true>(g, a, b, bias, c, scatter);
-    tile<T, Rows, Vectors, false>(g, a, b, bias, c, scatter);
+    if (rows != Rows) return tile_of<T, Rows - 1, Vectors>(rows, g, a, b, column, c, scatter);
+    if (g.row_a == 1) return tile<T, Rows, Vectors, true>(g, a, b, column, c, scatter);
+    tile<T, Rows, Vectors, false>(g, a, b, column, c, scatter);
   }
 }
 
 // Rows are split evenly: widths of networks (7, 14, 28, 56) divide well, and no tile is tiny.
 template <typename T, int Vectors>
-void gemm_columns(int64_t rows, const Gemm<T>& g, const T* a, const T* b, const T* bias, T* c) {
+void gemm_columns(int64_t rows, const Gemm<T>& g, const T* a, const T* b, int64_t column, T* c) {
   constexpr int kMost = most_rows(Vectors);
   int64_t tiles = (rows + kMost - 1) / kMost;
   for (int64_t row = 0; row < rows; --tiles) {
     const int64_t count = (rows - row + tiles - 1) / tiles;
-    tile_of<T, kMost, Vectors>(count, g, a + row * g.row_a, b, bias,
+    tile_of<T, kMost, Vectors>(count, g, a + row * g.row_a, b, column,
                                g.scatter ? c : c + row * g.row_c,
                                g.scatter ? g.scatter + row : nullptr);
     row += count;
@@ -137,19 +139,19 @@ constexpr int64_t vectors_at_once(int64_t left) {
 
 template <typename T>
 void gemm(int64_t rows, int64_t vectors, const Gemm<T>& g, const T* a, const T* b, T* c) {
-  const T* bias = g.bias;
+  int64_t column = 0;
   while (vectors > 0) {
     const int64_t now = vectors_at_once(vectors);
     if (now == 3) {
-      if constexpr (kMostVectors == 3) gemm_columns<T, 3>(rows, g, a, b, bias, c);
+      if constexpr (kMostVectors == 3) gemm_columns<T, 3>(rows, g, a, b, column, c);
     } else if (now == 2) {
-      gemm_columns<T, 2>(rows, g, a, b, bias, c);
+      gemm_columns<T, 2>(rows, g, a, b, column, c);
     } else {
-      gemm_columns<T, 1>(rows, g, a, b, bias, c);
+      gemm_columns<T, 1>(rows, g, a, b, column, c);
     }
     b += now * g.vector_b;
     c += now * g.vector_c;
-    if (bias) bias += now * kLanes<T>;
+    column += now * kLanes<T>;
     vectors -= now;
   }
 }

@@ -59,7 +59,7 @@ void MbBackwardPass<T>::first_half_of(const Expander<T>& expander, const MbOptio
   if (!args_.gradients) return;
   const int64_t out = s_.out_channels, wide = layout_.out_padded;
   const Gemm<T> across{1,      band.positions(), 1,  0,       wide,        kL, out_room_ * kL,
-                       group_, kL,               nullptr, Start::kAdd};
+                       group_, kL,               nullptr, Then::kAdd};
   gemm(out, slice.vectors, across, product_gradient_ + band.begin() * wide, hidden,
        project_sums_ + share * out * group_ + slice.at * kL);
 }
@@ -106,8 +106,11 @@ OuterRow<T> MbBackwardPass<T>::outer_row(const Expander<T>& expander, const Band
 
 template <typename T>
 Expander<T> MbBackwardPass<T>::expander_of(const Slice& slice, const Rows<T>& rows) const {
-  return {s_,       args_.x, packed_, slice, rows.from(slice.at),
-          scatter_, slopes_ ? Activation::kNone : s_.activation};
+  const Rows<T> of_slice = rows.from(slice.at);
+  return {s_,       args_.x,  packed_,
+          slice,    of_slice, scatter_,
+          slopes_ ? Activation::kNone : s_.activation,
+          direct_ ? second_rows_ + (of_slice.data - hidden_rows_) : nullptr};
 }
 
 template <typename T>
@@ -126,7 +129,7 @@ void MbBackwardPass<T>::keep_slopes(const Band& band, const Expander<T>& expande
     for (int64_t y = from; y < to; ++y) {
       for (int64_t v = 0; v < expander.slice.vectors; ++v) {
         T* line = rows.inside(slot(n, band), y) + v * rows.vector_step();
-        T* slope_line = slope_rows_ + (line - hidden_rows_);
+        T* slope_line = second_rows_ + (line - hidden_rows_);
         for (int64_t i = 0; i < s_.width * kLanes<T>; i += kLanes<T>) {
           const Vector<T> t = load(line + i);
           store(slope_line + i, slope<T>(s_.activation, t));
@@ -137,23 +140,17 @@ void MbBackwardPass<T>::keep_slopes(const Band& band, const Expander<T>& expande
   }
 }
 
-// gradient of the depthwise output = scale2 * g + square2 * value + constant2.
 template <typename T>
 void MbBackwardPass<T>::second_norm(const MbGradients<T>* to, const Statistics<T>& of,
                                     int64_t first, int64_t channels) {
-  const auto count = static_cast<double>(layout_.positions);
   for (int64_t c = 0; c < channels; ++c) {
     const int64_t j = first + c;
-    scale2_[c] = packed_.scale2[j];
-    square2_[c] = constant2_[c] = 0;
+    norm2_.clear(c);
     if (j >= packed_.hidden) continue;
     const double sum = sums_.total(layout_.shares, kGradient2, c);
     const double against = sums_.total(layout_.shares, kAgainst2, c);
-    const double rstd = rstd_of(of.variance2[j], s_.eps), scale = static_cast<double>(scale2_[c]);
-    const double square = -scale * rstd * rstd * against / count;
-    square2_[c] = static_cast<T>(square);
-    constant2_[c] =
-        static_cast<T>(-scale * sum / count - square * static_cast<double>(of.mean2[j]));
+    const double rstd = rstd_of(of.variance2[j], s_.eps);
+    norm2_.set(c, packed_.scale2[j], of.mean2[j], rstd, sum, against, layout_.positions);
     if (to) {
       to->scale2[j] = static_cast<T>(against * rstd);
       to->shift2[j] = static_cast<T>(sum);
@@ -187,7 +184,7 @@ void MbBackwardPass<T>::second_half(const MbOption<T>& option, int64_t first, in
         convolution_gradient(expander, option, part, of_slice, index, worker);
       }
       input_rows(expander, option, band, of_slice, lines, sums_.at(index, kGradient1));
-      input_products(slice, band, lines, index);
+      if (!direct_) input_products(slice, band, lines, index);
     });
     have = now;
     done = larger(done, need);
@@ -213,32 +210,16 @@ void MbBackwardPass<T>::convolution_gradient(const Expander<T>& expander,
     OuterRow<T> line = outer_row(expander, part, row, gradients, option.kernel, window);
     line.back = to.inside(row / (part.y1 - part.y0), part.y0 + row % (part.y1 - part.y0));
     line.back_step = to.vector_step();
-    line.times = scale2_ + channel;
-    line.square = square2_ + channel;
-    line.constant = constant2_ + channel;
+    line.norm = norm2_.from(channel);
     if (stored_) {
-      from_stored(line);
+      norm_back(line.norm, line.in.vectors, line.in.width, line.gradient,
+                values_ + (line.gradient - gradients_), line.gradient_step, line.back,
+                line.back_step);
     } else {
       act.back(line);
     }
     if (args_.gradients) {
       convolution.weights(line.in, line.back, line.back_step, sums, taps_ * kL);
-    }
-  }
-}
-
-// OuterRow::back from what the first half has kept.
-template <typename T>
-void MbBackwardPass<T>::from_stored(const OuterRow<T>& line) const {
-  constexpr int64_t kL = kLanes<T>;
-  for (int64_t v = 0; v < line.in.vectors; ++v) {
-    const Vector<T> times = load(line.times + v * kL), square = load(line.square + v * kL);
-    const Vector<T> constant = load(line.constant + v * kL);
-    const T* gradient = line.gradient + v * line.gradient_step;
-    const T* value = values_ + (gradient - gradients_);
-    T* back = line.back + v * line.back_step;
-    for (int64_t x = 0; x < line.in.width * kL; x += kL) {
-      store(back + x, load(gradient + x) * times + (load(value + x) * square + constant));
     }
   }
 }
@@ -257,13 +238,21 @@ void MbBackwardPass<T>::input_rows(const Expander<T>& expander, const MbOption<T
   for (int64_t row = 0; row < band.rows(); ++row) {
     const int64_t n = band.n0 + row / (band.y1 - band.y0);
     const int64_t y = band.y0 + row % (band.y1 - band.y0);
-    const T* output = expander.rows.inside(slot(n, band), y);
+    T* output = expander.rows.inside(slot(n, band), y);
     InnerRow<T> line{};
     line.output = output;
-    line.slopes = slopes_ ? slope_rows_ + (output - hidden_rows_) : nullptr;
     line.output_step = expander.rows.vector_step();
+    line.slopes = slopes_ ? second_rows_ + (output - hidden_rows_) : nullptr;
     line.out = lines + row * band.width * kL;
     line.out_step = in_room_ * kL;
+    if (direct_) {  // over the hidden rows, which nobody needs any more
+      line.raw = second_rows_ + (output - hidden_rows_);
+      line.scale = packed_.scale1 + slice.first;
+      line.bias = packed_.bias1 + slice.first;
+      line.mean = mean1_ + slice.first;
+      line.out = output;
+      line.out_step = line.output_step;
+    }
     line.sums = sums[0];
     line.in = {window, gradients.vector_step(), slice.vectors, band.width};
     line.step = packed_.room;
@@ -271,7 +260,7 @@ void MbBackwardPass<T>::input_rows(const Expander<T>& expander, const MbOption<T
       gradients.window(n - band.n0, y - option.kernel / 2, option.kernel, layout_.out_height,
                        window);
       line.weights = packed_.flipped + slice.first;
-      act.inner(line);
+      direct_ ? act.inner_raw(line) : act.inner(line);
     } else {
       line.weights = packed_.depthwise + slice.first;
       inner_row_2(line, option.kernel, gradients, n - band.n0, y);
@@ -300,24 +289,77 @@ void MbBackwardPass<T>::inner_row_2(const InnerRow<T>& line, int64_t kernel,
     window[count++] = gradients.row(n, from);
   }
   for (int64_t v = 0; v < line.in.vectors; ++v) {
-    T* out = line.out + v * line.out_step;
-    convolution.backward_2(window, taps, count, width, line.weights + v * kL, line.step, out);
-    const T* output = line.output + v * line.output_step;
-    const T* slopes = line.slopes ? line.slopes + v * line.output_step : nullptr;
-    T* sums = line.sums + v * 2 * kL;
-    Vector<T> sum = load(sums), against = load(sums + kL);
-    for (int64_t i = 0; i < width * kL; i += kL) {
-      const Vector<T> result = load(output + i);
-      const Vector<T> g = slopes ? load(out + i) * load(slopes + i)
-                                 : through<T>(s_.activation, load(out + i), result);
-      store(out + i, g);
-      sum += g;
-      against += g * result;
+    InnerRow<T> one = line;
+    one.out += v * line.out_step;
+    one.output += v * line.output_step;
+    one.sums += v * 2 * kL;
+    convolution.backward_2(window, taps, count, width, line.weights + v * kL, line.step, one.out);
+    if (line.raw) {
+      one.raw += v * line.output_step;
+      one.scale += v * kL, one.bias += v * kL, one.mean += v * kL;
+      inner_raw_2(one);
+    } else {
+      if (line.slopes) one.slopes += v * line.output_step;
+      inner_of_2(one);
     }
-    store(sums, sum);
-    store(sums + kL, against);
     for (int i = 0; i < count; ++i) window[i] += line.in.step;
   }
+}
+
+// DepthwiseGradient::inner for one vector, whose gradient before the activation stands in `out`.
+template <typename T>
+void MbBackwardPass<T>::inner_of_2(const InnerRow<T>& line) const {
+  constexpr int64_t kL = kLanes<T>;
+  Vector<T> sum = load(line.sums), against = load(line.sums + kL);
+  for (int64_t i = 0; i < line.in.width * kL; i += kL) {
+    const Vector<T> result = load(line.output + i), before = load(line.out + i);
+    const Vector<T> g =
+        line.slopes ? before * load(line.slopes + i) : through<T>(s_.activation, before, result);
+    store(line.out + i, g);
+    sum += g;
+    against += g * result;
+  }
+  store(line.sums, sum);
+  store(line.sums + kL, against);
+}
+
+// The same for DepthwiseGradient::inner_raw.
+template <typename T>
+void MbBackwardPass<T>::inner_raw_2(const InnerRow<T>& line) const {
+  constexpr int64_t kL = kLanes<T>;
+  const Vector<T> scale = load(line.scale), bias = load(line.bias), mean = load(line.mean);
+  Vector<T> sum = load(line.sums), against = load(line.sums + kL);
+  for (int64_t i = 0; i < line.in.width * kL; i += kL) {
+    const Vector<T> u = load(line.raw + i);
+    const Vector<T> g = through<T>(s_.activation, load(line.out + i), u * scale + bias);
+    store(line.out + i, g);
+    sum += g;
+    against += g * (u - mean);
+  }
+  store(line.sums, sum);
+  store(line.sums + kL, against);
+}
+
+// Where the first norm is taken directly: from its gradient, over the hidden rows, to the input.
+template <typename T>
+void MbBackwardPass<T>::through_first_norm(const MbOption<T>& option, int64_t first,
+                                           int64_t channels, int64_t index, int64_t worker) {
+  constexpr int64_t kL = kLanes<T>;
+  const Rows<T> rows = hidden_rows(option, worker);
+  T* lines = bands_ + worker * larger(in_room_, out_room_) * slice_;
+  layout_.for_in_bands(layout_.share(index), Way::kUp, [&](const Band& band) {
+    for_slices<T>(first, channels, [&](const Slice& slice) {
+      const Rows<T> of_slice = rows.from(slice.at);
+      for (int64_t row = 0; row < band.rows(); ++row) {
+        const T* gradient = of_slice.inside(band.n0 + row / (band.y1 - band.y0),
+                                            band.y0 + row % (band.y1 - band.y0));
+        norm_back(norm1_.from(slice.at * kL), slice.vectors, band.width, gradient,
+                  second_rows_ + (gradient - hidden_rows_), of_slice.vector_step(),
+                  lines + row * band.width * kL, in_room_ * kL);
+      }
+      input_products(slice, band, lines, index);
+    });
+  });
 }
 
 // What a band gives to the gradient of the first convolution and to that of the input.
@@ -328,14 +370,15 @@ void MbBackwardPass<T>::input_products(const Slice& slice, const Band& band, con
   const int64_t in = s_.in_channels, wide = layout_.in_padded;
   if (needs_expand_sums()) {
     const Gemm<T> across{1,      band.positions(), 1,  0,       in,         kL, in_room_ * kL,
-                         group_, kL,               nullptr, Start::kAdd};
+                         group_, kL,               nullptr, Then::kAdd};
     gemm(in, slice.vectors, across, args_.x + band.begin() * in, lines,
          expand_sums_ + share * in * group_ + slice.at * kL);
   }
   if (args_.x_gradient) {
     const Gemm<T> up{slice.vectors, kL,   kL, in_room_ * kL, 1,          wide, kL,
-                     wide,          kL,   nullptr,      Start::kAdd};
-    gemm(band.positions(), wide / kL, up, lines, packed_.folded_rows + slice.first * wide,
+                     wide,          kL,   nullptr,      Then::kAdd};
+    gemm(band.positions(), wide / kL, up, lines,
+         (direct_ ? packed_.expand : packed_.scaled) + slice.first * wide,
          input_gradient_ + band.begin() * wide);
   }
 }

@@ -20,7 +20,6 @@ struct InputCorrection {
 template <typename T>
 class MbBackwardPass {
   static constexpr int64_t kBytes = sizeof(T);
-  static constexpr int64_t kStoredBytes = 3 << 20;  // of a group, between its halves
   static constexpr int64_t kRingBytes = 512 << 10;  // of a group's rows, where it is not stored
   // What is summed over positions, by hidden channel: the gradient of the second norm's output,
   // that times the deviation of its input, the gradient of the first norm's output, and that times
@@ -57,11 +56,14 @@ class MbBackwardPass {
                    int64_t worker);
   void convolution_gradient(const Expander<T>& expander, const MbOption<T>& option,
                             const Band& part, const Rows<T>& to, int64_t share, int64_t worker);
-  void from_stored(const OuterRow<T>& line) const;
   void input_rows(const Expander<T>& expander, const MbOption<T>& option, const Band& band,
                   const Rows<T>& gradients, T* lines, double* of_share);
   void inner_row_2(const InnerRow<T>& line, int64_t kernel, const Rows<T>& gradients, int64_t n,
                    int64_t y) const;
+  void inner_of_2(const InnerRow<T>& line) const;
+  void inner_raw_2(const InnerRow<T>& line) const;
+  void through_first_norm(const MbOption<T>& option, int64_t first, int64_t channels,
+                          int64_t share, int64_t worker);
   void input_products(const Slice& slice, const Band& band, const T* lines, int64_t share);
   void add_shares(T* sums, int64_t elements) const;
   void write_expand(const MbOption<T>& option, const MbGradients<T>* to, int64_t first,
@@ -76,6 +78,8 @@ class MbBackwardPass {
   void spread_first_norm(const FirstNorm& norm, int64_t first, int64_t channels, bool weights);
   void first_norm(const MbOption<T>& option, const MbGradients<T>* to, const Statistics<T>& of,
                   int64_t first, int64_t channels);
+  void direct_norm(const MbOption<T>& option, const MbGradients<T>* to, const Statistics<T>& of,
+                   int64_t first, int64_t channels);
   void correct_input();
   void finish_input();
 
@@ -95,7 +99,7 @@ class MbBackwardPass {
   bool needs_expand_sums() const { return args_.gradients || slopes_; }
   bool residual() const { return s_.stride == 1 && s_.in_channels == s_.out_channels; }
   Rows<T> hidden_rows(const MbOption<T>& option, int64_t worker) const {
-    const int64_t pad = option.kernel / 2, room = Rows<T>::room_for(s_.width, pad);
+    const int64_t pad = option.kernel / 2, room = layout_.row_room(s_.width, pad);
     const int64_t of_worker = stored_ ? 0 : worker * hidden_room_;
     return {hidden_rows_ + of_worker,
             hidden_kept_,
@@ -113,7 +117,7 @@ class MbBackwardPass {
   }
   int64_t slot(int64_t image, const Band& band) const { return stored_ ? image : image - band.n0; }
   Rows<T> gradient_rows(const MbOption<T>& option, int64_t worker) const {
-    const int64_t pad = option.kernel / 2, room = Rows<T>::room_for(layout_.out_width, pad);
+    const int64_t pad = option.kernel / 2, room = layout_.row_room(layout_.out_width, pad);
     return {gradient_rows_ + worker * gradient_room_,
             kept_,
             layout_.out_width,
@@ -133,15 +137,16 @@ class MbBackwardPass {
   // What lies between the two halves is kept where that fits the caches, and else computed twice.
   bool stored_;
   int64_t hidden_kept_, hidden_room_, lines_room_;  // rooms: of a worker
-  bool slopes_;  // whether slopes of the first activation are kept beside its outputs
-  T *hidden_rows_, *slope_rows_, *gradient_rows_, *zeros_;
+  const bool direct_;  // whether what the first norm reads is kept: its statistics are not the input's
+  const bool slopes_;  // whether slopes of the first activation are kept beside its outputs
+  T *hidden_rows_, *second_rows_, *gradient_rows_, *zeros_;  // second: what `direct_` or `slopes_` keep
   T *values_;      // lines: outputs of the depthwise convolution, where they are stored
   T *gradients_;   // lines: gradients of the norm after it
   T *product_gradient_, *input_gradient_, *bands_;
   T *expand_sums_, *project_sums_, *depthwise_sums_;  // of each share
   T *scale3_, *square3_, *constant3_;                 // gradient of the product, by channel
-  T *scale2_, *square2_, *constant2_;  // gradient of the depthwise output, by channel of a group
-  T* mean2_;                                          // padded
+  NormGradient<T> norm1_, norm2_;                      // by channel of a group
+  T *mean1_, *mean2_;                                 // padded
   T* scaled_expand_;                                  // for the correction of the input
   int32_t *scatter_, *out_scatter_;
   ShareSums sums_;

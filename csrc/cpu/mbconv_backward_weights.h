@@ -15,27 +15,29 @@ void MbBackwardPass<T>::add_shares(T* sums, int64_t elements) const {
   }
 }
 
-// Gradients of the depthwise and the last convolution, in torch's order of the weights.
+// Gradients of the convolutions, in torch's order of the weights.
 template <typename T>
 void MbBackwardPass<T>::weight_gradients(const MbOption<T>& option, const MbGradients<T>* to,
                                          int64_t first, int64_t channels) const {
+  constexpr int64_t kL = kLanes<T>;
   const int64_t taps = option.kernel * option.kernel, out = s_.out_channels;
   const int64_t group = packed_.hidden / option.groups, size = out / option.groups;
   add_shares(depthwise_sums_, taps_ * group_);
   add_shares(project_sums_, out * group_);
   const int64_t end = smaller(channels, packed_.hidden - first);
-  for (int64_t c = 0; c < end; ++c) {
-    const T* sums = depthwise_sums_ + c / kLanes<T> * taps_ * kLanes<T> + c % kLanes<T>;
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      to->depthwise[(first + c) * taps + tap] = sums[tap * kLanes<T>];
-    }
+  for (int64_t c = 0; c < end; c += kL) {
+    transpose(depthwise_sums_ + c * taps_, kL, taps, smaller(kL, end - c),
+              to->depthwise + (first + c) * taps, taps);
   }
   for (int64_t o = 0; o < out; ++o) {
-    const int64_t begin = o / size * group - first;  // of the hidden channels that reach it
-    for (int64_t c = larger<int64_t>(0, begin); c < smaller(end, begin + group); ++c) {
-      to->project[o * group + c - begin] = project_sums_[o * group_ + c];
+    const int64_t from = o / size * group - first;  // of the hidden channels that reach it
+    const int64_t begin = larger<int64_t>(0, from), count = smaller(end, from + group) - begin;
+    if (count > 0) {
+      memcpy(to->project + o * group + begin - from, project_sums_ + o * group_ + begin,
+             static_cast<size_t>(count) * sizeof(T));
     }
   }
+  write_expand(option, to, first, end);
 }
 
 // Gradients of the first norm, and what it adds to those of the convolution before and of the
@@ -73,7 +75,26 @@ void MbBackwardPass<T>::first_norm(const MbOption<T>& option, const MbGradients<
     }
   }
   spread_first_norm(norm, first, channels, to != nullptr);
-  if (to) write_expand(option, to, first, smaller(channels, packed_.hidden - first));
+}
+
+// The same where the sums of what the norm read are at hand.
+template <typename T>
+void MbBackwardPass<T>::direct_norm(const MbOption<T>& option, const MbGradients<T>* to,
+                                    const Statistics<T>& of, int64_t first, int64_t channels) {
+  for (int64_t c = 0; c < channels; ++c) {
+    const int64_t j = first + c;
+    norm1_.clear(c);
+    if (j >= packed_.hidden) continue;
+    const double sum = sums_.total(layout_.shares, kGradient1, c);
+    const double against = sums_.total(layout_.shares, kAgainst1, c);
+    const double rstd = rstd_of(of.variance1[j], s_.eps);
+    norm1_.set(c, packed_.scale1[j], of.mean1[j], rstd, sum, against, layout_.in_positions);
+    if (to) {
+      const int64_t from = before_shuffle(j, packed_.hidden, option.groups);
+      to->scale1[from] = static_cast<T>(against * rstd);
+      to->shift1[from] = static_cast<T>(sum);
+    }
+  }
 }
 
 // Of each channel: the sum over inputs of the weight times its sum of gradient times input.
@@ -118,6 +139,10 @@ void MbBackwardPass<T>::write_expand(const MbOption<T>& option, const MbGradient
                                      int64_t first, int64_t channels) const {
   constexpr int64_t kBlock = 16;
   const int64_t in = s_.in_channels, size = in / option.groups;
+  if (direct_) add_shares(expand_sums_, in * group_);
+  if (option.groups == 1) {
+    return transpose(expand_sums_, group_, in, channels, to->expand + first * in, in);
+  }
   for (int64_t c0 = 0; c0 < channels; c0 += kBlock) {
     for (int64_t i0 = 0; i0 < in; i0 += kBlock) {
       for (int64_t c = c0; c < smaller(channels, c0 + kBlock); ++c) {
@@ -135,9 +160,10 @@ void MbBackwardPass<T>::write_expand(const MbOption<T>& option, const MbGradient
 template <typename T>
 void MbBackwardPass<T>::correct_input() {
   if (!args_.x_gradient) return;
+  if (direct_) return;
   const int64_t in = s_.in_channels, wide = layout_.in_padded;
   const Gemm<T> g{1,         packed_.room, packed_.room, 0,       1,          wide,
-                  kLanes<T>, wide,         kLanes<T>,    nullptr, Start::kAdd};
+                  kLanes<T>, wide,         kLanes<T>,    nullptr, Then::kAdd};
   gemm(in, wide / kLanes<T>, g, scaled_expand_, packed_.expand, correction_.matrix);
 }
 
@@ -145,7 +171,7 @@ template <typename T>
 void MbBackwardPass<T>::finish_input() {
   const Columns<T> columns{s_.in_channels};
   const int64_t in = s_.in_channels, wide = layout_.in_padded, image = s_.height * s_.width;
-  Gemm<T> g{1, in, in, 0, 1, wide, kLanes<T>, wide, kLanes<T>, nullptr, Start::kAdd};
+  Gemm<T> g{1, in, in, 0, 1, wide, kLanes<T>, wide, kLanes<T>, nullptr, Then::kAdd};
   const bool adds = residual() || args_.gates.identity >= 0;
   parallel(workers_, layout_.shares, [&](int64_t index, int64_t) {
     const Share share = layout_.share(index);
@@ -158,7 +184,9 @@ void MbBackwardPass<T>::finish_input() {
       for (int64_t p0 = n * image; p0 < (n + 1) * image; p0 += kBandPositions) {
         const int64_t p1 = smaller(p0 + kBandPositions, (n + 1) * image);
         T* sums = input_gradient_ + p0 * wide;
-        gemm(p1 - p0, wide / kLanes<T>, g, args_.x + p0 * in, correction_.matrix, sums);
+        if (!direct_) {
+          gemm(p1 - p0, wide / kLanes<T>, g, args_.x + p0 * in, correction_.matrix, sums);
+        }
         for (int64_t v = 0; v < columns.vectors(); ++v) {
           const Vector<T> constant = columns.get(correction_.constant, v);
           for (int64_t p = p0; p < p1; ++p, sums += wide) {

@@ -19,23 +19,25 @@ class MbForwardPass {
         s_(args.shape),
         workers_(workers),
         layout_(s_),
-        packed_(s_, args.options, workers, false) {
+        packed_(s_, args.options, workers, false),
+        direct_(layout_.direct()) {
     int64_t kernel = 3, most = 0;
     for (int64_t o = 0; o < s_.options; ++o) {
       kernel = larger(kernel, args.options[o].kernel);
       most = larger(most, padded<T>(args.options[o].hidden));
     }
     const int64_t bands = Layout<T>::rows_at_once(layout_.out_height, layout_.out_width);
-    kept_ = smaller(s_.height, bands * s_.stride + kernel);
-    const int64_t room = Rows<T>::room_for(s_.width, kernel / 2);
-    const int64_t of_vector = Rows<T>::elements(layout_.images_at_once(), 1, kept_, room);
-    const int64_t lines = layout_.positions * kLanes<T>;
-    group_ = smaller(layout_.group(kRingBytes / kBytes, of_vector, most),
-                     layout_.group(kValueBytes / kBytes, lines, most));
+    kept_ = direct_ ? s_.height : smaller(s_.height, bands * s_.stride + kernel);
+    const int64_t room = layout_.row_room(s_.width, kernel / 2), lines = layout_.positions * kLanes<T>;
+    const int64_t images = direct_ ? s_.images : layout_.images_at_once();
+    const int64_t of_rows = Rows<T>::elements(images, 1, kept_, room);
+    group_ = direct_ ? layout_.group(kGroupBytes / kBytes, of_rows + lines, most)
+                     : smaller(layout_.group(kRingBytes / kBytes, of_rows, most),
+                               layout_.group(kValueBytes / kBytes, lines, most));
     slice_ = smaller(layout_.slice(), group_);
     const int64_t vectors = group_ / kLanes<T>;
-    ring_ = vectors * of_vector;
-    rings_ = take<T>(workers, workers.count * ring_);
+    rows_room_ = vectors * of_rows;
+    rows_ = take<T>(workers, (direct_ ? 1 : workers.count) * rows_room_);
     zeros_ = Rows<T>::take_zero_row(workers, room);
     scatter_ = take<int32_t>(workers, Expander<T>::scatter_room(layout_));
     band_room_ = layout_.spread(layout_.out_band_room());
@@ -49,7 +51,13 @@ class MbForwardPass {
   }
 
   void run() {
-    input_moments(s_, layout_, workers_, args_.x, args_.saved.mean, args_.saved.covariance);
+    if (direct_) {
+      const int64_t in = s_.in_channels;
+      memset(args_.saved.mean, 0, static_cast<size_t>(in) * sizeof(T));
+      memset(args_.saved.covariance, 0, static_cast<size_t>(in * layout_.in_padded) * sizeof(T));
+    } else {
+      input_moments(s_, layout_, workers_, args_.x, args_.saved.mean, args_.saved.covariance);
+    }
     T* statistics = args_.saved.statistics;
     for (int64_t o = 0; o < s_.options; ++o) {
       const MbOption<T>& option = args_.options[o];
@@ -64,29 +72,38 @@ class MbForwardPass {
  private:
   void one_option(const MbOption<T>& option, const Statistics<T>& of) {
     packed_.read(s_, option, false);
-    packed_.first_statistics(s_, args_.saved.mean, args_.saved.covariance, of.mean1, of.variance1);
-    packed_.fold(s_, option, of, false);
-    Rows<T> rows = ring(option, 0);
-    Expander<T>::fill(layout_, rows, scatter_);
+    if (!direct_) {
+      packed_.first_statistics(s_, args_.saved.mean, args_.saved.covariance, of.mean1,
+                               of.variance1);
+      packed_.fold_first(s_, option, of, 0, packed_.room);
+    }
+    Expander<T>::fill(layout_, rows_of(option, 0), scatter_);
     const Depthwise<T> convolution = depthwise<T>(option.kernel, s_.stride);
     for (int64_t first = 0; first < packed_.room; first += group_) {
-      const int64_t channels = smaller(group_, packed_.room - first);
+      const int64_t channels = smaller(group_, packed_.room - first), wanted = option.hidden - first;
+      if (direct_) {
+        parallel(workers_, layout_.shares, [&](int64_t share, int64_t) {
+          expand(option, first, channels, share);
+        });
+        collect(of.mean1 + first, of.variance1 + first, channels, wanted, layout_.in_image());
+        packed_.fold_first(s_, option, of, first, first + channels);
+      }
       parallel(workers_, layout_.shares, [&](int64_t share, int64_t worker) {
         values(option, convolution, first, channels, share, worker);
       });
-      collect(of.mean2 + first, of.variance2 + first, channels, option.hidden - first);
+      collect(of.mean2 + first, of.variance2 + first, channels, wanted, layout_.out_image());
       packed_.fold_second(s_, option, of, first, first + channels);
       parallel(workers_, layout_.shares, [&](int64_t share, int64_t worker) {
         project(first, channels, layout_.turn(share, Way::kDown), worker);
       });
     }
-    collect(of.mean3, of.variance3, s_.out_channels, s_.out_channels);
+    collect(of.mean3, of.variance3, s_.out_channels, s_.out_channels, layout_.out_image());
   }
 
-  Rows<T> ring(const MbOption<T>& option, int64_t worker) const {
-    const int64_t pad = option.kernel / 2, room = Rows<T>::room_for(s_.width, pad);
+  Rows<T> rows_of(const MbOption<T>& option, int64_t worker) const {
+    const int64_t pad = option.kernel / 2, room = layout_.row_room(s_.width, pad);
     const int64_t vectors = group_ / kLanes<T>;
-    return {rings_ + worker * ring_,
+    return {rows_ + (direct_ ? 0 : worker) * rows_room_,
             kept_,
             s_.width,
             pad,
@@ -96,20 +113,72 @@ class MbForwardPass {
             zeros_};
   }
 
+  Expander<T> expander_of(const Slice& slice, const Rows<T>& rows) const {
+    const Rows<T> of_slice = rows.from(slice.at);
+    return {s_,       args_.x,       packed_, slice, of_slice,
+            scatter_, s_.activation, direct_ ? of_slice.data : nullptr, true};
+  }
+
+  // What the first convolution gives for a group of channels, and its sums.
+  void expand(const MbOption<T>& option, int64_t first, int64_t channels, int64_t index) {
+    const Rows<T> rows = rows_of(option, 0);
+    const Share share = layout_.share(index);
+    for (int64_t n = share.n0; n < share.n1; ++n) rows.clear_pads(n);
+    T* origin = origins_ + index * sums_.channels;
+    clear_sums(index);
+    bool begun = false;
+    layout_.for_in_bands(share, Way::kUp, [&](const Band& band) {
+      for_slices<T>(first, channels, [&](const Slice& slice) {
+        const Expander<T> expander = expander_of(slice, rows);
+        expander.multiply(band.n0, band.n1, band.y0, band.y1,
+                          expander.rows.data + band.n0 * rows.image_step, Then::kSet);
+        for (int64_t v = 0; v < slice.vectors; ++v) {
+          const int64_t channel = (slice.at + v) * kLanes<T>;
+          sum_rows(expander.rows.from(v), band, begun, origin + channel,
+                   sums_.at(index, 0) + channel);
+        }
+      });
+      begun = true;
+    });
+  }
+
+  // Sums one vector's positions over a band.
+  void sum_rows(const Rows<T>& rows, const Band& band, bool begun, T* origin,
+                double* of_share) const {
+    if (!begun) store(origin, load(rows.inside(band.n0, band.y0)));
+    const Vector<T> shift = load(origin);
+    Vector<T> sum{}, squares{};
+    for (int64_t n = band.n0; n < band.n1; ++n) {
+      for (int64_t y = band.y0; y < band.y1; ++y) {
+        const T* line = rows.inside(n, y);
+        for (int64_t i = 0; i < band.width * kLanes<T>; i += kLanes<T>) {
+          const Vector<T> more = load(line + i) - shift;
+          sum += more;
+          squares += more * more;
+        }
+      }
+    }
+    add_to<T>(of_share, sum);
+    add_to<T>(of_share + sums_.channels, squares);
+  }
+
+  void clear_sums(int64_t index) {
+    memset(sums_.at(index, 0), 0, static_cast<size_t>(2 * sums_.channels) * sizeof(double));
+  }
+
   // Depthwise outputs of a group of channels, and their sums.
   void values(const MbOption<T>& option, const Depthwise<T>& convolution, int64_t first,
               int64_t channels, int64_t index, int64_t worker) {
-    const Rows<T> rows = ring(option, worker);
-    for (int64_t n = 0; n < layout_.images_at_once(); ++n) rows.clear_pads(n);
-    memset(sums_.at(index, 0), 0, static_cast<size_t>(2 * sums_.channels) * sizeof(double));
+    const Rows<T> rows = rows_of(option, worker);
+    for (int64_t n = 0; !direct_ && n < layout_.images_at_once(); ++n) rows.clear_pads(n);
+    clear_sums(index);
     int64_t have = 0;
     bool begun = false;
     layout_.for_out_bands(layout_.share(index), Way::kUp, [&](const Band& band) {
       int64_t now = have;
       for_slices<T>(first, channels, [&](const Slice& slice) {
-        const Expander<T> expander{
-            s_, args_.x, packed_, slice, rows.from(slice.at), scatter_, s_.activation};
-        now = expander.expand_for(band, option.kernel, have, 0);
+        const Expander<T> expander = expander_of(slice, rows);
+        now = expander.expand_for(band, option.kernel, have, direct_ ? band.n0 : 0);
         values_of_slice(expander, convolution, option.kernel, band, index, begun);
       });
       have = now;
@@ -123,17 +192,18 @@ class MbForwardPass {
     const Rows<T>& rows = expander.rows;
     const Lines<T> values = values_.from(slice.at);
     const T* weights = packed_.depthwise + slice.first;
-    const int64_t channel = slice.at * kLanes<T>, pad = kernel / 2;
+    const int64_t channel = slice.at * kLanes<T>, pad = kernel / 2, slot = direct_ ? band.n0 : 0;
     T* origin = origins_ + index * sums_.channels + channel;
     alignas(kVectorBytes) T sums[kMostSlice<T>][2 * kLanes<T>] = {};
     const T* window[kMostKernel];
     if (!begun) {  // the first output is near enough to the mean
-      rows.window(0, band.y0 * s_.stride - pad, kernel, s_.height, window);
+      rows.window(slot, band.y0 * s_.stride - pad, kernel, s_.height, window);
       convolution.apply({window, rows.vector_step(), slice.vectors, 1}, weights, packed_.room,
                         origin, kLanes<T>);
     }
     for (int64_t row = 0; row < band.rows(); ++row) {
-      const int64_t n = row / (band.y1 - band.y0), y = band.y0 + row % (band.y1 - band.y0);
+      const int64_t n = slot + row / (band.y1 - band.y0);
+      const int64_t y = band.y0 + row % (band.y1 - band.y0);
       rows.window(n, y * s_.stride - pad, kernel, s_.height, window);
       convolution.forward({window, rows.vector_step(), slice.vectors, band.width}, weights,
                           packed_.room, values.line(band.first_row() + row), values.vector_step(),
@@ -153,7 +223,7 @@ class MbForwardPass {
     const bool last = first + channels == packed_.room;
     T* origin = origins_ + index * sums_.channels;
     double* of_share = sums_.at(index, 0);
-    memset(of_share, 0, static_cast<size_t>(2 * sums_.channels) * sizeof(double));
+    clear_sums(index);
     bool begun = false;
     layout_.for_out_bands(layout_.share(index), Way::kDown, [&](const Band& band) {
       T* product = products_ + band.begin() * wide;
@@ -161,7 +231,7 @@ class MbForwardPass {
         activate_values(slice, band, hidden);
         Gemm<T> g{slice.vectors, kLanes<T>, kLanes<T>, band_room_ * kLanes<T>, 1, wide,
                   kLanes<T>,     wide,      kLanes<T>};
-        g.start = slice.first ? Start::kAdd : Start::kZero;
+        g.then = slice.first ? Then::kAdd : Then::kSet;
         gemm(band.positions(), wide / kLanes<T>, g, hidden, packed_.project + slice.first * wide,
              product);
       });
@@ -205,14 +275,14 @@ class MbForwardPass {
     }
   }
 
-  // Mean and biased variance from the shares' sums.
-  void collect(T* mean, T* variance, int64_t channels, int64_t wanted) const {
+  // Mean and biased variance from the shares' sums over images of so many positions.
+  void collect(T* mean, T* variance, int64_t channels, int64_t wanted, int64_t image) const {
     memset(mean_, 0, static_cast<size_t>(channels) * sizeof(double));
     memset(squares_, 0, static_cast<size_t>(channels) * sizeof(double));
     Moments moments{0, mean_, squares_};
     for (int64_t i = 0; i < layout_.shares; ++i) {
       const Share share = layout_.share(i);
-      const int64_t count = (share.n1 - share.n0) * layout_.out_height * layout_.out_width;
+      const int64_t count = (share.n1 - share.n0) * image;
       moments.add(count, sums_.at(i, 0), sums_.at(i, 1), origins_ + i * sums_.channels, channels);
     }
     for (int64_t c = 0; c < smaller(channels, wanted); ++c) {
@@ -231,9 +301,10 @@ class MbForwardPass {
   const Workers& workers_;
   const Layout<T> layout_;
   Packed<T> packed_;
-  int64_t group_, slice_, kept_, ring_, band_room_;
+  bool direct_;
+  int64_t group_, slice_, kept_, rows_room_, band_room_;
   Lines<T> values_;
-  T *rings_, *zeros_, *hidden_, *origins_, *products_ = nullptr;
+  T *rows_, *zeros_, *hidden_, *origins_, *products_ = nullptr;
   int32_t* scatter_;
   ShareSums sums_;
   double *mean_, *squares_;

@@ -15,6 +15,8 @@ constexpr int64_t kBandPositions = 128;  // that a product of matrices gets at o
 constexpr int64_t kSliceChannels = 48;
 constexpr int64_t kMostShares = 16;
 constexpr int64_t kSharePositions = 256;
+constexpr int64_t kStoredBytes = 4 << 20;       // of a slice, for all images between two passes
+constexpr int64_t kGroupBytes = (3 << 20) / 2;  // of a group, likewise: a part of the second cache
 template <typename T>
 constexpr int64_t kMostSlice = larger<int64_t>(1, kSliceChannels / kLanes<T>);  // vectors
 
@@ -83,12 +85,34 @@ struct Layout {
     return {index * shape.images / shares, (index + 1) * shape.images / shares};
   }
 
+  // Positions of a row in memory, with `pad` zeros on both sides. At stride 2 tiles may read beyond.
+  // No multiple of four: rows would share the same few places of the caches.
+  int64_t row_room(int64_t width, int64_t pad) const {
+    const int64_t room = width + 2 * pad + (shape.stride == 2 ? 4 : 0);
+    return room + (room % 4 == 0);
+  }
+
   // Positions between the vectors of a band: never a power of two, which would send all of them to
   // the same few places of the caches.
   static int64_t spread(int64_t positions) { return (positions + 7) / 8 * 8 + 5; }
 
+  int64_t in_image() const { return shape.height * shape.width; }
+  int64_t out_image() const { return out_height * out_width; }
+
   // Channels of each slice but the last of a group.
   int64_t slice() const { return kMostSlice<T> * kLanes<T>; }
+
+  // Whether the first norm's statistics are taken from its input, as its convolution gives it, and
+  // not from those of the layer's input: a product with the covariance costs channels squared for
+  // every hidden channel, however few the positions are.
+  bool direct() const {
+    return 3 * in_positions < shape.in_channels * shape.in_channels && stores(4);
+  }
+  // Whether so many arrays of a slice are small enough to be kept from pass to pass.
+  bool stores(int64_t arrays) const {
+    const int64_t rows = shape.images * shape.height * row_room(shape.width, 2);
+    return arrays * rows * slice() * static_cast<int64_t>(sizeof(T)) <= kStoredBytes;
+  }
 
   // As many slices as fit the room for a group, but one at least; in channels. `most`: of a block.
   int64_t group(int64_t room, int64_t of_vector, int64_t most) const {
@@ -158,7 +182,6 @@ struct Rows {
   int64_t vectors, image_step;
   const T* zeros;  // rows outside the image
 
-  static int64_t room_for(int64_t width, int64_t pad) { return width + 2 * pad + 4; }
   int64_t vector_step() const { return room * kLanes<T>; }
   int64_t row_step() const { return vectors * vector_step(); }
   static int64_t elements(int64_t images, int64_t vectors, int64_t kept, int64_t room) {

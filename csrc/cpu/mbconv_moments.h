@@ -35,7 +35,7 @@ void add_products(const MbShape& s, const Layout<T>& layout, const Share& share,
     for (int64_t i = 0; i < count; ++i) {
       for (int64_t c = 0; c < in; ++c) centred[i * wide + c] = x[(p + i) * in + c] - mean[c];
     }
-    const Gemm<T> g{1, count, 1, 0, wide, wide, kLanes<T>, wide, kLanes<T>, nullptr, Start::kAdd};
+    const Gemm<T> g{1, count, 1, 0, wide, wide, kLanes<T>, wide, kLanes<T>, nullptr, Then::kAdd};
     for (int64_t c = 0; c < wide; c += kStep) {
       const int64_t last = smaller(wide, c + kStep);
       gemm(smaller(in, last), (last - c) / kLanes<T>, g, centred, centred + c, sums + c);

@@ -3,6 +3,7 @@
 
 #include "gemm.h"
 #include "mbconv_layout.h"
+#include "transpose.h"
 
 namespace pynas {
 namespace {
@@ -40,12 +41,11 @@ struct Statistics {
 template <typename T>
 struct Packed {
   int64_t hidden = 0, room = 0;  // room: padded hidden channels
-  T* expand;                     // [room, padded in]
+  const T* expand;               // [room, padded in]
   T* transposed;                 // [in, room]: expand
   T* covariance;                 // [in, room]: covariance of the input times transposed
   T *scale1, *bias1, *rstd1;     // [room]: the first norm is scale1 * u + bias1
-  T* folded;                     // [in, room]: transposed with scale1
-  T* folded_rows;                // [room, padded in]: expand with scale1; for backward
+  T* scaled;                     // [room, padded in]: expand with scale1; for backward
   T* depthwise;                  // [taps, room]
   T* flipped;                    // [taps, room]: the taps in reverse; for backward
   T* project;                    // forward: [room, padded out]; backward: [out, room]
@@ -59,14 +59,13 @@ struct Packed {
       kernel = larger(kernel, options[i].kernel);
     }
     const int64_t in = padded<T>(s.in_channels), out = padded<T>(s.out_channels);
-    expand = take<T>(workers, most * in);
+    copy_ = take<T>(workers, most * in);
     transposed = take<T>(workers, s.in_channels * most);
     covariance = take<T>(workers, s.in_channels * most);
-    scale1 = take<T>(workers, most);
-    bias1 = take<T>(workers, most);
-    rstd1 = take<T>(workers, most);
-    folded = take<T>(workers, s.in_channels * most);
-    folded_rows = backward ? take<T>(workers, most * in) : nullptr;
+    scale1 = take_zeros<T>(workers, most);
+    bias1 = take_zeros<T>(workers, most);
+    rstd1 = take_zeros<T>(workers, most);
+    scaled = backward ? take<T>(workers, most * in) : nullptr;
     depthwise = take<T>(workers, kernel * kernel * most);
     flipped = backward ? take<T>(workers, kernel * kernel * most) : nullptr;
     project = take<T>(workers, most * out);
@@ -80,12 +79,8 @@ struct Packed {
     room = padded<T>(hidden);
     read_expand(s, option);
     const int64_t taps = option.kernel * option.kernel;
-    memset(depthwise, 0, static_cast<size_t>(taps * room) * sizeof(T));
-    for (int64_t j = 0; j < hidden; ++j) {
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        depthwise[tap * room + j] = option.depthwise[j * taps + tap];
-      }
-    }
+    if (room > hidden) memset(depthwise, 0, static_cast<size_t>(taps * room) * sizeof(T));
+    transpose(option.depthwise, taps, hidden, taps, depthwise, room);
     if (backward) {
       for (int64_t tap = 0; tap < taps; ++tap) {
         memcpy(flipped + tap * room, depthwise + (taps - 1 - tap) * room,
@@ -122,12 +117,12 @@ struct Packed {
     gemm(in, room / kLanes<T>, g, input_covariance, transposed, covariance);
   }
 
-  void fold(const MbShape& s, const MbOption<T>& option, const Statistics<T>& of, bool backward) {
-    const int64_t in = s.in_channels;
-    memset(scale1, 0, static_cast<size_t>(room) * sizeof(T));
-    memset(bias1, 0, static_cast<size_t>(room) * sizeof(T));
-    memset(rstd1, 0, static_cast<size_t>(room) * sizeof(T));
-    for (int64_t j = 0; j < hidden; ++j) {
+  // Of the channels [begin, end).
+  void fold_first(const MbShape& s, const MbOption<T>& option, const Statistics<T>& of,
+                  int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j) {
+      scale1[j] = bias1[j] = rstd1[j] = 0;
+      if (j >= hidden) continue;
       const int64_t from = before_shuffle(j, hidden, option.groups);
       const double rstd = rstd_of(of.variance1[j], s.eps);
       const double scale = rstd * static_cast<double>(option.norm1.scale[from]);
@@ -136,17 +131,12 @@ struct Packed {
       bias1[j] = static_cast<T>(static_cast<double>(option.norm1.shift[from]) -
                                 scale * static_cast<double>(of.mean1[j]));
     }
-    for (int64_t i = 0; i < in; ++i) {
-      for (int64_t j = 0; j < room; ++j) {
-        folded[i * room + j] = scale1[j] * transposed[i * room + j];
-      }
-    }
-    if (!backward) return;
-    const int64_t wide = padded<T>(in);
+  }
+
+  void scale_expand(const MbShape& s) {
+    const int64_t wide = padded<T>(s.in_channels);
     for (int64_t j = 0; j < room; ++j) {
-      for (int64_t i = 0; i < wide; ++i) {
-        folded_rows[j * wide + i] = scale1[j] * expand[j * wide + i];
-      }
+      for (int64_t i = 0; i < wide; ++i) scaled[j * wide + i] = scale1[j] * expand[j * wide + i];
     }
   }
 
@@ -168,40 +158,42 @@ struct Packed {
   void read_expand(const MbShape& s, const MbOption<T>& option) {
     const int64_t in = s.in_channels, share = in / option.groups;
     const int64_t wide = padded<T>(in);
-    memset(expand, 0, static_cast<size_t>(room * wide) * sizeof(T));
-    for (int64_t j = 0; j < hidden; ++j) {
-      const int64_t from = before_shuffle(j, hidden, option.groups);
-      const int64_t group = from / (hidden / option.groups);
-      memcpy(expand + j * wide + group * share, option.expand + from * share,
-             static_cast<size_t>(share) * sizeof(T));
-    }
-    for (int64_t j0 = 0; j0 < room; j0 += kLanes<T>) {
-      for (int64_t i = 0; i < in; ++i) {
-        for (int64_t j = j0; j < j0 + kLanes<T>; ++j) {
-          transposed[i * room + j] = expand[j * wide + i];
-        }
+    if (option.groups == 1 && wide == in && room == hidden) {
+      expand = option.expand;
+    } else {
+      if (option.groups > 1 || room > hidden || wide > in) {
+        memset(copy_, 0, static_cast<size_t>(room * wide) * sizeof(T));
       }
+      for (int64_t j = 0; j < hidden; ++j) {
+        const int64_t from = before_shuffle(j, hidden, option.groups);
+        const int64_t group = from / (hidden / option.groups);
+        memcpy(copy_ + j * wide + group * share, option.expand + from * share,
+               static_cast<size_t>(share) * sizeof(T));
+      }
+      expand = copy_;
     }
+    transpose(expand, wide, room, in, transposed, room);
   }
 
   void read_project(const MbShape& s, const MbOption<T>& option, bool backward) {
     const int64_t out = s.out_channels, share = hidden / option.groups;
-    const int64_t by_out = backward ? room : 1, by_hidden = backward ? 1 : padded<T>(out);
-    const int64_t elements = backward ? out * room : room * by_hidden;
+    const int64_t wide = padded<T>(out), size = out / option.groups;
+    const int64_t elements = backward ? out * room : room * wide;
     memset(project, 0, static_cast<size_t>(elements) * sizeof(T));
-    const int64_t group = out / option.groups, block = smaller<int64_t>(16, group);
-    for (int64_t o0 = 0; o0 < out;
-         o0 += block) {  // by blocks, so that few lines are written at once
-      const int64_t first = o0 / group * share;
-      const int64_t end = smaller(o0 + block, (o0 / group + 1) * group);
-      for (int64_t j = 0; j < share; ++j) {
-        for (int64_t o = o0; o < end; ++o) {
-          project[o * by_out + (first + j) * by_hidden] = option.project[o * share + j];
-        }
+    for (int64_t group = 0; group < option.groups; ++group) {
+      const T* from = option.project + group * size * share;
+      if (!backward) {
+        transpose(from, share, size, share, project + group * (share * wide + size), wide);
+        continue;
       }
-      o0 -= block - (end - o0);
+      for (int64_t o = 0; o < size; ++o) {
+        memcpy(project + (group * size + o) * room + group * share, from + o * share,
+               static_cast<size_t>(share) * sizeof(T));
+      }
     }
   }
+
+  T* copy_;
 };
 
 }  // namespace

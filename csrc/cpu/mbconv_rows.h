@@ -14,9 +14,12 @@ struct Expander {
   const T* x;
   const Packed<T>& packed;
   Slice slice;
-  Rows<T> rows;  // of the slice
+  Rows<T> rows;            // of the slice
   const int32_t* scatter;  // where a position of one image, or of a band of images, goes
   Activation activation;
+  // Where expand x itself lies, in the places of `rows`, or null: not kept.
+  T* raw = nullptr;
+  bool multiplied = false;  // it is there already
 
   // Elements of the table for `scatter`.
   static int64_t scatter_room(const Layout<T>& layout) {
@@ -34,16 +37,42 @@ struct Expander {
 
   // Rows [y0, y1) of the images [n0, n1), into the places of the images from `slot` on.
   void expand(int64_t n0, int64_t n1, int64_t y0, int64_t y1, int64_t slot) const {
+    if (!raw) return multiply(n0, n1, y0, y1, rows.data + slot * rows.image_step, Then::kNorm);
+    if (!multiplied) multiply(n0, n1, y0, y1, raw + slot * rows.image_step, Then::kSet);
+    normalise(slot, slot + n1 - n0, y0, y1);
+  }
+
+  void multiply(int64_t n0, int64_t n1, int64_t y0, int64_t y1, T* to, Then then) const {
     const int64_t count = ((n1 - n0 - 1) * shape.height + y1 - y0) * shape.width;
     if (count <= 0) return;
     Gemm<T> g{1, shape.in_channels, shape.in_channels, 0, 1, packed.room, kLanes<T>,
               0, rows.vector_step()};
     g.scatter = scatter + y0 * shape.width;
-    g.start = Start::kBias;
+    g.then = then;
+    g.scale = packed.scale1 + slice.first;
     g.bias = packed.bias1 + slice.first;
     g.activation = activation;
     gemm(count, slice.vectors, g, x + (n0 * shape.height + y0) * shape.width * shape.in_channels,
-         packed.folded + slice.first, rows.data + slot * rows.image_step);
+         packed.transposed + slice.first, to);
+  }
+
+  // From `raw` to `rows`, of the images in these slots.
+  void normalise(int64_t n0, int64_t n1, int64_t y0, int64_t y1) const {
+    with_activation(activation, [&](auto kind) {
+      for (int64_t n = n0; n < n1; ++n) {
+        for (int64_t y = y0; y < y1; ++y) {
+          T* line = rows.inside(n, y);
+          for (int64_t v = 0; v < slice.vectors; ++v, line += rows.vector_step()) {
+            const Vector<T> scale = load(packed.scale1 + slice.first + v * kLanes<T>);
+            const Vector<T> bias = load(packed.bias1 + slice.first + v * kLanes<T>);
+            const T* from = raw + (line - rows.data);
+            for (int64_t i = 0; i < shape.width * kLanes<T>; i += kLanes<T>) {
+              store(line + i, activate<T>(kind.value, load(from + i) * scale + bias));
+            }
+          }
+        }
+      }
+    });
   }
 
   // What a band of outputs needs, beyond the `have` rows that are there. Returns how many are.

@@ -30,8 +30,20 @@ constexpr int kVectorBytes = 16;
 constexpr int kRegisters = 16;
 #endif
 
+template <int Bytes>
+struct IndexOf;
+template <>
+struct IndexOf<4> {
+  typedef int32_t type;
+};
+template <>
+struct IndexOf<8> {
+  typedef int64_t type;
+};
+
 template <typename T>
 struct Simd {
+  typedef typename IndexOf<sizeof(T)>::type Index __attribute__((vector_size(kVectorBytes)));
   typedef T Vector __attribute__((vector_size(kVectorBytes)));
   typedef T Loose __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
   static constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
