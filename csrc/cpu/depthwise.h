@@ -14,7 +14,7 @@ constexpr int kMostKernel = 7;
 // Whether the inputs of a tile stay in registers through a row of taps, beside the sums.
 template <int Kernel, int Stride, int Outputs>
 constexpr bool inputs_fit() {
-  return (Outputs - 1) * Stride + Kernel + Outputs + 2 <= kRegisters;
+  return Stride == 1 && Outputs - 1 + Kernel + Outputs + 2 <= kRegisters;
 }
 
 template <typename T, int Kernel, int Stride, int Outputs>

@@ -99,15 +99,11 @@ template <typename T>
 void MbBackwardPass<T>::run() {
   sum_outputs();
   gate_gradients();
-  const int64_t image = s_.height * s_.width * layout_.in_padded;
-  parallel(workers_, layout_.shares, [&](int64_t index, int64_t) {
-    const Share share = layout_.share(index);
-    memset(input_gradient_ + share.n0 * image, 0,
-           static_cast<size_t>((share.n1 - share.n0) * image) * sizeof(T));
-  });
+  begun_ = false;
   for (int64_t o = 0; o < s_.options; ++o) {
     if (args_.options[o].trained && (args_.x_gradient || args_.gradients)) {
       one_option(o, statistics_of(o));
+      begun_ = true;
     }
   }
   if (args_.x_gradient) finish_input();

@@ -375,8 +375,9 @@ void MbBackwardPass<T>::input_products(const Slice& slice, const Band& band, con
          expand_sums_ + share * in * group_ + slice.at * kL);
   }
   if (args_.x_gradient) {
-    const Gemm<T> up{slice.vectors, kL,   kL, in_room_ * kL, 1,          wide, kL,
-                     wide,          kL,   nullptr,      Then::kAdd};
+    const bool adds = begun_ || slice.first > 0;
+    const Gemm<T> up{slice.vectors, kL,   kL,      in_room_ * kL, 1, wide, kL,
+                     wide,          kL,   nullptr, adds ? Then::kAdd : Then::kSet};
     gemm(band.positions(), wide / kL, up, lines,
          (direct_ ? packed_.expand : packed_.scaled) + slice.first * wide,
          input_gradient_ + band.begin() * wide);

@@ -155,6 +155,7 @@ class MbBackwardPass {
   InputCorrection<T> correction_;
   const MbOption<T>* option_ = nullptr;
   const T* products_ = nullptr;
+  bool begun_ = false;  // whether there are gradients of the input to add to
   bool first_group_ = false;
   FirstNorm norm_;
   double* products1_;  // sum of gradient times the first convolution's output, by channel of a group

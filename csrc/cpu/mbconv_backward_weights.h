@@ -184,7 +184,9 @@ void MbBackwardPass<T>::finish_input() {
       for (int64_t p0 = n * image; p0 < (n + 1) * image; p0 += kBandPositions) {
         const int64_t p1 = smaller(p0 + kBandPositions, (n + 1) * image);
         T* sums = input_gradient_ + p0 * wide;
-        if (!direct_) {
+        if (!begun_) {
+          memset(sums, 0, static_cast<size_t>((p1 - p0) * wide) * sizeof(T));
+        } else if (!direct_) {
           gemm(p1 - p0, wide / kLanes<T>, g, args_.x + p0 * in, correction_.matrix, sums);
         }
         for (int64_t v = 0; v < columns.vectors(); ++v) {

@@ -15,7 +15,7 @@ constexpr int64_t kBandPositions = 128;  // that a product of matrices gets at o
 constexpr int64_t kSliceChannels = 48;
 constexpr int64_t kMostShares = 16;
 constexpr int64_t kSharePositions = 256;
-constexpr int64_t kStoredBytes = 4 << 20;       // of a slice, for all images between two passes
+constexpr int64_t kStoredBytes = 16 << 20;      // of a slice, for all images between two passes
 constexpr int64_t kGroupBytes = (3 << 20) / 2;  // of a group, likewise: a part of the second cache
 template <typename T>
 constexpr int64_t kMostSlice = larger<int64_t>(1, kSliceChannels / kLanes<T>);  // vectors
