@@ -35,7 +35,8 @@ class Slot:
         out_channels: Channels that go out.
         size: Height and width that come in, in pixels.
         stride: Of the whole option.
-        activation: Of the options: "relu", "relu6" or "hardswish".
+        activation: Of the options: "relu", "relu6", "hardswish" or "swish".
+        squeeze: Channels in the middle of the options' squeeze-and-excitation, as a share of `in_channels`; 0 for none.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Slot:
     size: int
     stride: int = 1
     activation: str = "relu"
+    squeeze: float = 0.0
 
     @property
     def out_size(self) -> int:

@@ -107,7 +107,7 @@ CSV_DAMAGE: dict[str, tuple[Damage, str]] = {
     "negative spread": (line(3, lambda row: re.sub(r",[^,]*(,[^,]*)$", r",-1\1", row)), r"line 4: spread_ms is -1"),
     "twice": (lambda text: text + text.splitlines()[-1] + "\n", r"line 25: .* has a row already"),
     "cut off": (lambda text: text[:-40], r"the file is cut off in line 24"),
-    "short row": (line(3, lambda row: row.rpartition(",")[0]), r"line 4: there are 13 values for 14 columns"),
+    "short row": (line(3, lambda row: row.rpartition(",")[0]), r"line 4: there are 14 values for 15 columns"),
     "unknown kind": (lambda text: text.replace(",pool,", ",pol,"), r"line \d+: Unknown op kind 'pol'.*'pool'"),
     "bad channels": (line(3, lambda row: row.replace(",16,", ",16.5,", 1)), r"line 4: in_channels is '16.5'"),
     "skip row": (lambda text: text.replace(",pool,", ",skip,"), r"line \d+: a skip op costs 0"),
