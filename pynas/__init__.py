@@ -19,8 +19,12 @@ from pynas.choices import Choice, Gates, Slot
 from pynas.counting import Counts, count
 from pynas.registry import FAMILIES, SPACES, STRATEGIES, MissingExtra
 from pynas.results import Run, Trained
+from pynas.strategies.ef import EF
+from pynas.strategies.fairnas import FairNAS
 from pynas.strategies.fbnet import FBNet
+from pynas.strategies.one_shot import OneShot
 from pynas.strategies.random import RandomSearch
+from pynas.strategies.spos import SPOS
 from pynas.supernet import Supernet
 from pynas.training.train import Recipe
 
@@ -31,15 +35,19 @@ fuse = _fuse.fuse
 published = _published.published
 
 __all__ = [
+    "EF",
     "FAMILIES",
     "SPACES",
+    "SPOS",
     "STRATEGIES",
     "Architecture",
     "Choice",
     "Counts",
     "FBNet",
+    "FairNAS",
     "Gates",
     "MissingExtra",
+    "OneShot",
     "RandomSearch",
     "Recipe",
     "Run",

@@ -1,4 +1,4 @@
-"""Data that several checkouts share and the repository does not hold: tests that need it are skipped where it is not."""
+"""Data that the repository does not hold: tests that need it are skipped where it is not."""
 
 from __future__ import annotations
 

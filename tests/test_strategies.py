@@ -24,6 +24,10 @@ from pynas.training.run import RunFolder
 
 SHORT: dict[str, dict[str, Any]] = {
     "fbnet": {"epochs": 3, "warmup_epochs": 1, "batch_size": 48, "samples": 3, "weight_lr": 0.05},
+    "fairnas": {"epochs": 3, "batch_size": 48, "samples": 3},
+    "spos": {"epochs": 6, "batch_size": 48, "samples": 3},
+    "ef": {"epochs": 6, "batch_size": 48, "samples": 3, "repeats": 2},
+    "one_shot": {"epochs": 3, "batch_size": 48, "samples": 3},
     "random": {"epochs": 4, "candidates": 2, "batch_size": 48, "lr": 0.05},
 }
 SPACE = {"input_size": 8, "stages": [[8, 1, 1], [16, 2, 2]], "head_channels": 32}
