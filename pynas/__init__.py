@@ -6,8 +6,8 @@
 Counts(params=4321464, macs=249921848)
 
 The front door is `search`; `retrain`, `evaluate`, `export` and `measure` do its parts alone, `check_table` and
-`fit_table` look after latency tables. Everything with a name
-(spaces, strategies, formats, devices) is listed by `pynas list`.
+`fit_table` look after latency tables, `fairness` says whether the options of a search had equal chances. Everything
+with a name (spaces, strategies, formats, devices) is listed by `pynas list`.
 """
 
 import cost_models
@@ -28,7 +28,7 @@ from pynas.strategies.spos import SPOS
 from pynas.supernet import Supernet
 from pynas.training.train import Recipe
 
-from pynas.api import evaluate, export, retrain, search  # isort: skip
+from pynas.api import evaluate, export, fairness, retrain, search  # isort: skip
 from pynas.measuring import check_table, fit_table, measure  # isort: skip
 
 fuse = _fuse.fuse
@@ -59,6 +59,7 @@ __all__ = [
     "count",
     "evaluate",
     "export",
+    "fairness",
     "fit_table",
     "fuse",
     "measure",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 
@@ -65,8 +66,18 @@ class Gates:
         run: Which options are computed. Known on the host, never read off the tensor.
         train: Which of those are differentiated, so that their weights get gradients. The others of `run` are computed
             without a graph: they give a gradient to their gate and to nothing else.
+        single: One option runs, with weight one and no gradient for its gate: what it gives out is the slot's output as
+            it is, and `values` need not be read.
     """
 
     values: Tensor
     run: tuple[int, ...]
     train: tuple[int, ...]
+    single: bool = False
+
+    @staticmethod
+    def one_hot(options: int, index: int) -> Gates:
+        """One option alone."""
+        values = torch.zeros(options)
+        values[index] = 1.0
+        return Gates(values, (index,), (index,), single=True)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import QUICK
 
+import pynas
 from cost_models import Macs
 from pynas import EF, SPACES, SPOS, Choice, FairNAS, FBNet, Gates, OneShot
-from pynas.fairness import UpdateCounts, uniform_equal_probability, uniform_variance
+from pynas.cli import main
 from pynas.kernels.paths import uniform_paths
 from pynas.strategies import Problem, Strategy
 from pynas.strategies.fairnas import fair_round
@@ -22,6 +25,8 @@ from pynas.supernet import cost_table
 from pynas.training.data import Data, open_data
 from pynas.training.feed import Feed
 from pynas.training.loop import Progress
+from pynas.training.run import RunFolder
+from pynas.updates import UpdateCounts, uniform_equal_probability, uniform_variance
 
 SMALL = {"input_size": 8, "stages": [[8, 1, 1], [16, 2, 2]], "head_channels": 32}
 LARGE_LR = {"lr": 0.05, "samples": 2}
@@ -373,3 +378,29 @@ def test_too_many_models_a_step() -> None:
 
     with pytest.raises(ValueError, match="3465, is too many networks for a step. Use unequal='deal'"):
         FairNAS(unequal="lcm").suit(Space())  # type: ignore[arg-type]
+
+
+# The front door
+
+
+def test_table_of_runs(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A search writes its counts, keeps what it judged, and the command prints the article's table."""
+    quick = {**QUICK, "device": "board", "out": str(tmp_path), "retrain": False, "limit": 200}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(home))
+        for strategy in (FairNAS(epochs=2, batch_size=48, samples=3), SPOS(epochs=2, batch_size=48, samples=3)):
+            run = pynas.search(**{**quick, "strategy": strategy})
+            assert len(run.candidates) == 3
+            assert (run.folder / "submodels.jsonl").read_text().count("\n") == 3
+    capsys.readouterr()
+    assert main(["fairness", str(tmp_path / "0001"), str(tmp_path / "0002")]) == 0
+    out = capsys.readouterr().out
+    assert [word for word in ("fairnas", "spos", "yes yes", "yes no", "6 to 6", "p=1") if word not in out] == []
+    assert main(["fairness", str(tmp_path / "0003")]) == 1
+    assert "There is no run at" in capsys.readouterr().err
+
+
+def test_run_without_counts(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, {"strategy": {"name": "fairnas"}})
+    with pytest.raises(ValueError, match="no epoch of its search is finished"):
+        pynas.fairness([str(folder.path)], quiet=True)

@@ -119,7 +119,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def end_epoch(self, epoch: int) -> dict[str, Any]:
-        """What is worth logging of a finished epoch; the report of `pynas.fairness.UpdateCounts` always."""
+        """What is worth logging of a finished epoch; the report of `pynas.updates.UpdateCounts` always."""
 
     @abstractmethod
     def derive(self, feed: Feed, run: RunFolder | None = None) -> list[Candidate]:

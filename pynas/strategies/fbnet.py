@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from pynas.budget import cost_range
-from pynas.fairness import UpdateCounts
 from pynas.fields import check_fields
 from pynas.objective import LagrangeObjective, Objective, PaperObjective
 from pynas.registry import STRATEGIES, SearchSpace
@@ -25,6 +24,7 @@ from pynas.training.feed import Feed
 from pynas.training.loop import Progress
 from pynas.training.optim import autocast, cosine, fast_layout, set_lr
 from pynas.training.run import RunFolder
+from pynas.updates import UpdateCounts
 
 CALIBRATE = 512  # images for the batch norms of a derived network
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pynas.architecture import Architecture
 from pynas.budget import BudgetedPaths, cost_range, to_architecture
-from pynas.fairness import UpdateCounts
 from pynas.fields import check_fields
 from pynas.registry import STRATEGIES, SearchSpace
 from pynas.strategies.base import Candidate, Problem, Strategy
@@ -22,6 +21,7 @@ from pynas.training.feed import Feed
 from pynas.training.loop import Progress
 from pynas.training.run import RunFolder
 from pynas.training.train import Recipe, Training
+from pynas.updates import UpdateCounts
 
 
 def random_architectures(

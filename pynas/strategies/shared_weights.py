@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from pynas.choices import Gates
-from pynas.fairness import UpdateCounts
 from pynas.registry import SearchSpace
 from pynas.strategies.base import Problem
 from pynas.supernet import Supernet
 from pynas.training.feed import Feed
 from pynas.training.loop import Progress
 from pynas.training.optim import autocast, cosine, fast_layout, set_lr
+from pynas.updates import UpdateCounts
 
 Batch = tuple[Tensor, Tensor]
 Batches = Literal["shared", "each"]
@@ -158,7 +158,7 @@ def _ready(batch: Batch) -> Batch:
 
 
 def _one_hot_gates(options: int) -> list[Gates]:
-    return [Gates(row, (index,), (index,)) for index, row in enumerate(torch.eye(options))]
+    return [Gates.one_hot(options, index) for index in range(options)]
 
 
 def check_descent(name: str, strategy: Descending) -> None:
