@@ -382,6 +382,7 @@ def _figures(
         "measured_spread_ms": spread,
         "baseline": [{"accuracy": record["accuracy"], "cost": record["cost"]} for record in baseline],
         "search_end": {name: last[name] for name in ("skip_share", "entropy", "mean_entropy") if name in last},
+        "strategy": plan.config["strategy"]["name"],
         "fairness": last.get("fairness", {}),
         "kernels": kernels_used(plan.space, plan.config["amp"], getattr(plan.strategy, "batch_size", 16)),
         "recipe": dataclasses.asdict(plan.recipe),

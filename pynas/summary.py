@@ -66,7 +66,7 @@ def show_fairness(runs: Sequence[Mapping[str, Any]], show: Show) -> None:
             run["strategy"],
             f"{run['path_gradients']:,.0f}",
             f"{run['paths']:.3g}",
-            f"{run['least']:,.6g} to {run['most']:,.6g}",
+            f"{_times(run['least'])} to {_times(run['most'])}",
             f"{_yes(run['expectation'])}, p={run['p']:.2g}",
             _yes(run["strict"]),
             " ".join(STRATEGIES.get(run["strategy"]).FAIR),
@@ -85,13 +85,17 @@ def _yes(answer: bool) -> str:
 
 
 def _fairness(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """How evenly the search trained the options."""
-    found = figures.get("fairness")
-    if not found:
+    """How evenly the search trained the options, where it means to."""
+    found, strategy = figures.get("fairness"), figures.get("strategy")
+    if not found or STRATEGIES.get(strategy).FAIR[0] != "yes":
         return []
     how = "equal after every step" if found["strict"] else f"expectations {'' if found['expectation'] else 'not '}equal"
-    text = f"{found['least']:,.6g} to {found['most']:,.6g}, {how}; see: pynas fairness RUN"
+    text = f"{_times(found['least'])} to {_times(found['most'])}, {how}; see: pynas fairness RUN"
     return [("updates of an option", text)]
+
+
+def _times(count: float) -> str:
+    return f"{count:,.0f}" if count == int(count) else f"{count:,.1f}"
 
 
 def _rows(run: Run) -> list[tuple[str, str]]:
