@@ -86,8 +86,8 @@ def _yes(answer: bool) -> str:
 
 def _fairness(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     """How evenly the search trained the options, where it means to."""
-    found, strategy = figures.get("fairness"), figures.get("strategy")
-    if not found or STRATEGIES.get(strategy).FAIR[0] != "yes":
+    found, strategy = figures.get("fairness"), str(figures.get("strategy"))
+    if not found or strategy not in STRATEGIES or STRATEGIES.get(strategy).FAIR[0] != "yes":
         return []
     how = "equal after every step" if found["strict"] else f"expectations {'' if found['expectation'] else 'not '}equal"
     text = f"{_times(found['least'])} to {_times(found['most'])}, {how}; see: pynas fairness RUN"
