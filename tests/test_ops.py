@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from cost_models import MemoryTraffic, OpSpec
+from cost_models import Macs, MemoryTraffic, OpSpec, Params, Roofline, TorchHost
 from pynas import FAMILIES, Choice, Gates, Slot, count, fuse
 from pynas.ops import MODULES, build
 from pynas.ops.layers import ACTIVATIONS
@@ -98,6 +100,16 @@ def test_squeeze_and_excitation() -> None:
         prepare(FAMILIES.get("mbconv").single(slot((8, 8, 6, 1), squeeze=0.5), ("k3_e3",)))
 
 
+def test_squeeze_and_excitation_has_a_price_everywhere() -> None:
+    """It costs more than the block without, in counts and on a roofline, and this machine can time it."""
+    here = slot((8, 8, 6, 1), squeeze=0.5, activation="swish")
+    with_it = FAMILIES.get("mbconv").spec(here, "k3_e3")
+    without = dataclasses.replace(with_it, squeeze=0)
+    for model in (Macs(), Params(), MemoryTraffic(), Roofline(2.0, 4.0)):
+        assert model.cost(with_it) > model.cost(without) > 0
+    assert TorchHost().time_ms(fuse(build(with_it)), with_it, 1)[0] > 0
+
+
 def test_identity_that_changes_the_shape_has_no_activation() -> None:
     """PAPERS D7; FBNet's skip has one."""
     for name, last in (("identity", nn.BatchNorm2d), ("skip", nn.ReLU)):
@@ -137,6 +149,27 @@ def test_mixed_is_the_weighted_sum() -> None:
     per_image = torch.rand(3, 9)
     rows = [mixed(x[i : i + 1], gates(per_image[i], every, every)) for i in range(3)]
     torch.testing.assert_close(mixed(x, gates(per_image, every, every)), torch.cat(rows))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("index", [0, 3, 8])
+def test_one_option_alone_needs_no_gate(shape: tuple[int, int, int, int], index: int) -> None:
+    """The same output, gradients and statistics as under a gate of one, and nothing else is touched."""
+    alone = FAMILIES.get("mbconv").mixed(slot(shape))
+    gated = copy.deepcopy(alone)
+    x = torch.randn(4, shape[0], shape[2], shape[2])
+    single = Gates.one_hot(9, index)
+    assert single.values.tolist() == [float(i == index) for i in range(9)]
+    for mixed, here in ((alone, single), (gated, gates(single.values, (index,), (index,)))):
+        y = mixed(x, here)
+        if y.requires_grad:  # the identity has nothing to train
+            y.square().sum().backward()
+    assert [p.grad is None for p in alone.parameters()] == [p.grad is None for p in gated.parameters()]
+    for ours, theirs in zip(alone.parameters(), gated.parameters(), strict=True):
+        if ours.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad)
+    torch.testing.assert_close(dict(alone.named_buffers()), dict(gated.named_buffers()))
+    torch.testing.assert_close(alone(x, single), gated(x, gates(single.values, (index,), (index,))))
 
 
 def test_mixed_runs_and_trains_what_the_gates_say() -> None:

@@ -92,6 +92,7 @@ class Whole:
     state: dict[str, Any]
     found: list[Candidate]
     losses: list[float]
+    last: dict[str, Any]
 
 
 @pytest.fixture(scope="module", params=STRATEGIES)
@@ -104,10 +105,11 @@ def whole(name: str, data: Data, tmp_path_factory: pytest.TempPathFactory) -> Wh
     strategy, given = make(name), problem(ROOFLINE)
     feed, run = start(strategy, data, given), folder(tmp_path_factory.mktemp("whole"))
     train(strategy, feed, run, "search", Silent(), "--resume")
-    losses = [record.get("weight_loss", record["loss"]) for record in run.metrics("search")]
+    records = run.metrics("search")
+    losses = [record.get("weight_loss", record["loss"]) for record in records]
     assert len(losses) == strategy.epochs
     state = copy.deepcopy(strategy.state_dict())
-    return Whole(given, state, strategy.derive(start_feed(data, strategy)), losses)
+    return Whole(given, state, strategy.derive(start_feed(data, strategy)), losses, records[-1])
 
 
 def test_learns_and_meets_the_budget(whole: Whole) -> None:
@@ -118,6 +120,21 @@ def test_learns_and_meets_the_budget(whole: Whole) -> None:
         assert 0.9 * whole.given.budget <= candidate.cost <= whole.given.budget
         assert candidate.cost == pytest.approx(whole.given.table.cost(candidate.architecture))
         assert 0 <= candidate.accuracy <= 1
+
+
+def test_counts_the_updates_of_every_option(whole: Whole) -> None:
+    """Each layer's add up to the same: what a pass gives is shared out among the options."""
+    updates = whole.last["updates"]
+    assert {name: tuple(row) for name, row in updates.items()} == {
+        choice.name: choice.options for choice in whole.given.space.choices()
+    }
+    totals = [sum(row.values()) for row in updates.values()]
+    assert totals == pytest.approx([totals[0]] * len(totals), rel=1e-3)
+    assert totals[0] > 0
+    fairness = whole.last["fairness"]
+    assert fairness["path_gradients"] >= totals[0] * (1 - 1e-3)
+    assert fairness["least"] <= fairness["most"]
+    assert 0 <= fairness["p"] <= 1
 
 
 @pytest.mark.parametrize("stop_at", [3, 10])

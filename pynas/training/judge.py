@@ -133,7 +133,8 @@ class Judge:
         """Batch norms on the path of a network."""
         found: list[nn.Module] = list(self._fixed)
         for gated in self.net.gated().values():
-            options: Any = gated.mixed.options
-            for name in architecture.choices[gated.slot.choice.name]:
-                found += [part for part in options[name].modules() if isinstance(part, Norm)]
+            options: Any = getattr(gated.mixed, "options", None)  # a family may share modules among its options
+            chosen = architecture.choices[gated.slot.choice.name]
+            for module in [gated.mixed] if options is None else [options[name] for name in chosen]:
+                found += [part for part in module.modules() if isinstance(part, Norm)]
         return found

@@ -26,6 +26,7 @@ from pynas.supernet import Supernet
 from pynas.training.data import Data
 from pynas.training.images import Images
 from pynas.training.judge import Judge, Judging, Pixels, Score
+from pynas.training.optim import fast_layout
 
 WORKER = "pynas.training.submodel_worker"
 WORKER_TIMEOUT_S = 3600.0
@@ -65,7 +66,7 @@ class Submodels:
         self.space = net.space
         self._processes = processes
         self._data, self._images = data, data.arch if images is None else images
-        self._net = copy.deepcopy(net).requires_grad_(False)
+        self._net = fast_layout(copy.deepcopy(net).requires_grad_(False))
         self._judge: Judge | None = None
         self._path = path
         self._scores: dict[str, Score] = {}
