@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .spec import OpSpec
 
 MIN_ROWS = 6
+FEW = 2  # features, with which one row more than features is enough: a pool has but its start and what it moves
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,20 @@ def features(spec: OpSpec) -> list[float]:
     ]
 
 
+def rows_needed(specs: Sequence[OpSpec]) -> int:
+    """How many rows of a kind a fit takes, judged by the features that they have."""
+    used = sum(map(any, zip(*map(features, specs), strict=True)))
+    return used + 1 if specs and used <= FEW else MIN_ROWS
+
+
 def fit(specs: Sequence[OpSpec], latency_ms: Sequence[float]) -> Fit:
     """Non-negative least squares on the relative error, with its leave-one-out error.
 
     Raises:
-        ValueError: fewer than MIN_ROWS rows.
+        ValueError: fewer than `rows_needed`.
     """
-    if len(specs) < MIN_ROWS:
-        raise ValueError(f"A fit needs at least {MIN_ROWS} rows; there are {len(specs)}.")
+    if len(specs) < rows_needed(specs):
+        raise ValueError(f"A fit needs at least {rows_needed(specs)} rows; there are {len(specs)}.")
     target = np.asarray(latency_ms, dtype=np.float64)
     table = np.asarray([features(spec) for spec in specs], dtype=np.float64) / target[:, None]  # relative: target is 1
     errors = [abs(table[i] @ _solve(np.delete(table, i, axis=0)) - 1) for i in range(len(table))]

@@ -14,6 +14,7 @@ from .spec import FIELDS, OpSpec
 
 FILE = "latency.csv"
 COLUMNS = ("table", *FIELDS, "median_ms", "spread_ms", "repeats_ms")
+ADDED = {"squeeze": "0"}  # columns that older tables do not have, and what their rows mean by that
 ABSURD_MS = 1e9  # eleven days for one op
 
 
@@ -91,12 +92,12 @@ def read_csv(path: Path, identity: str) -> dict[OpSpec, Row]:
     lines = csv.reader(io.StringIO(text, newline=""))
     rows: dict[OpSpec, Row] = {}
     try:
-        _check_header(next(lines, []))
+        columns = _columns(next(lines, []))
         if not text.endswith("\n"):
             last = text.count("\n") + 1
             raise ValueError(f"the file is cut off in line {last}; delete that line and measure again")
         for values in lines:
-            row = _parse(values, identity)
+            row = _parse(values, columns, identity)
             if row.spec in rows:
                 raise ValueError(f"the op {row.spec.key} has a row already; delete one of the two")
             rows[row.spec] = row
@@ -105,10 +106,11 @@ def read_csv(path: Path, identity: str) -> dict[OpSpec, Row]:
     return rows
 
 
-def _check_header(header: list[str]) -> None:
-    if tuple(header) == COLUMNS:
-        return
-    missing = [column for column in COLUMNS if column not in header]
+def _columns(header: list[str]) -> tuple[str, ...]:
+    """The columns of a file, which may lack those that were added later. Raises ValueError for any other header."""
+    if tuple(header) in (COLUMNS, tuple(column for column in COLUMNS if column not in ADDED)):
+        return tuple(header)
+    missing = [column for column in COLUMNS if column not in header and column not in ADDED]
     strange = [column for column in header if column not in COLUMNS]
     detail = (
         f"missing: {', '.join(missing)}" if missing else f"not expected: {', '.join(strange)}" if strange else "order"
@@ -116,10 +118,10 @@ def _check_header(header: list[str]) -> None:
     raise ValueError(f"the header is broken ({detail}); it must be {','.join(COLUMNS)}")
 
 
-def _parse(values: list[str], identity: str) -> Row:
-    if len(values) != len(COLUMNS):
-        raise ValueError(f"there are {len(values)} values for {len(COLUMNS)} columns")
-    cells = dict(zip(COLUMNS, values, strict=True))
+def _parse(values: list[str], columns: tuple[str, ...], identity: str) -> Row:
+    if len(values) != len(columns):
+        raise ValueError(f"there are {len(values)} values for {len(columns)} columns")
+    cells = ADDED | dict(zip(columns, values, strict=True))
     if cells["table"] != identity:
         raise ValueError(
             f"the row belongs to the table {cells['table']!r}, but device.toml describes {identity!r}; "

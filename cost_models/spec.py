@@ -12,7 +12,7 @@ from typing import Any
 
 from .names import unknown
 
-ACTIVATIONS = ("none", "relu", "relu6", "hardswish")
+ACTIVATIONS = ("none", "relu", "relu6", "hardswish", "swish")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Layer:
     of convolutions and linear layers (all other layers have none).
     """
 
-    op: str  # "conv", "depthwise" (a conv with one channel per group), "linear", "pool", "add", "shuffle", "activation"
+    op: str  # "conv", "depthwise" (one channel per group), "linear", "pool", "add", "scale", "shuffle", "activation"
     reads: int
     writes: int
     size: int  # output height = width
@@ -36,8 +36,9 @@ class OpSpec:
     """All that is needed to rebuild one op and its input; the key of every cost.
 
     Kinds: "skip" (identity), "conv" (KxK conv, BN, activation), "mbconv" (1x1 conv, BN, activation, [shuffle],
-    depthwise KxK, BN, activation, 1x1 conv, BN, and the input added where the shapes agree), "pool" (global average),
-    "linear" (with bias). Padding is kernel // 2 (times dilation), so the output size is ceil(size / stride).
+    depthwise KxK, BN, activation, [squeeze-and-excitation], 1x1 conv, BN, and the input added where the shapes agree),
+    "pool" (global average), "linear" (with bias). Padding is kernel // 2 (times dilation), so the output size is
+    ceil(size / stride).
 
     A kind without activation (skip, pool, linear) always has `activation == "none"`, whatever was passed, so that equal
     ops have equal specs.
@@ -56,6 +57,7 @@ class OpSpec:
     groups: int = 1  # conv: its groups; mbconv: of the two 1x1 convs, with a channel shuffle after the first if > 1
     expansion: int = 1  # mbconv: hidden channels = expansion * in_channels
     dilation: int = 1
+    squeeze: int = 0  # mbconv: channels in the middle of its squeeze-and-excitation; 0 for none
     activation: str = "relu"
 
     def __post_init__(self) -> None:
@@ -71,9 +73,10 @@ class OpSpec:
     def key(self) -> str:
         """A short name, different for different specs: `mbconv-i16-o24-s112-k3-t2-g1-e6-relu`."""
         dilation = f"-d{self.dilation}" if self.dilation > 1 else ""
+        squeeze = f"-q{self.squeeze}" if self.squeeze else ""
         return (
             f"{self.kind}-i{self.in_channels}-o{self.out_channels}-s{self.size}-k{self.kernel}-t{self.stride}"
-            f"-g{self.groups}-e{self.expansion}{dilation}-{self.activation}"
+            f"-g{self.groups}-e{self.expansion}{dilation}{squeeze}-{self.activation}"
         )
 
     @property
@@ -139,7 +142,7 @@ class OpSpec:
             elif text.isascii() and text.isdigit():
                 data[name] = int(text)
             else:
-                raise ValueError(f"{name} is {text!r}; it must be a whole number of at least 1.")
+                raise ValueError(f"{name} is {text!r}; it must be a whole number of at least {_least(name)}.")
         return cls(**data)
 
 
@@ -155,14 +158,21 @@ class Kind:
     keeps_channels: bool = False
 
 
+def _least(name: str) -> int:
+    """The smallest value of a number of a spec; for those that not all kinds use, what stands for "none"."""
+    return 0 if name == "squeeze" else 1
+
+
 def _check_numbers(spec: OpSpec) -> None:
     kind = KINDS[spec.kind]
     for name in FIELDS[1:-1]:
-        value = getattr(spec, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} of a {spec.kind!r} op is {value!r}; it must be a whole number of at least 1.")
-        if name not in FIELDS[:4] and name not in kind.uses and value != 1:
-            raise ValueError(f"A {spec.kind!r} op has no {name}; it came as {value} and must be left at 1.")
+        value, least = getattr(spec, name), _least(name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(
+                f"{name} of a {spec.kind!r} op is {value!r}; it must be a whole number of at least {least}."
+            )
+        if name not in FIELDS[:4] and name not in kind.uses and value != least:
+            raise ValueError(f"A {spec.kind!r} op has no {name}; it came as {value} and must be left at {least}.")
     if spec.kernel % 2 == 0:
         raise ValueError(f"kernel is {spec.kernel}; only odd kernels are allowed (1, 3, 5, 7, ...).")
     if kind.keeps_channels and spec.in_channels != spec.out_channels:
@@ -211,10 +221,22 @@ def _mbconv_layers(spec: OpSpec) -> Iterator[Layer]:
     depthwise = _conv(hidden, hidden, size, spec.kernel, spec.stride, groups=hidden)
     yield depthwise
     yield from _activation(spec.activation, hidden, depthwise.size)
+    if spec.squeeze:
+        yield from _squeeze_layers(hidden, spec.squeeze, depthwise.size, spec.activation)
     last = _conv(hidden, spec.out_channels, depthwise.size, groups=spec.groups)
     yield last
     if spec.stride == 1 and spec.in_channels == spec.out_channels:
         yield Layer("add", 2 * last.writes, last.writes, last.size)
+
+
+def _squeeze_layers(channels: int, middle: int, size: int, activation: str) -> Iterator[Layer]:
+    """Squeeze-and-excitation (Hu et al. 2018): mean, 1x1 conv, activation, 1x1 conv, sigmoid, and a product."""
+    yield Layer("pool", channels * size * size, channels, 1)
+    yield Layer("linear", channels, middle, 1, channels * middle + middle, channels * middle)
+    yield from _activation(activation, middle, 1)
+    yield Layer("linear", middle, channels, 1, channels * middle + channels, channels * middle)
+    yield from _activation("sigmoid", channels, 1)
+    yield Layer("scale", channels * size * size + channels, channels * size * size, size)
 
 
 def _pool_layers(spec: OpSpec) -> Iterator[Layer]:
@@ -229,7 +251,9 @@ def _linear_layers(spec: OpSpec) -> Iterator[Layer]:
 KINDS: dict[str, Kind] = {
     "skip": Kind(_skip_layers, keeps_channels=True),
     "conv": Kind(_conv_layers, frozenset({"kernel", "stride", "groups", "dilation", "activation"})),
-    "mbconv": Kind(_mbconv_layers, frozenset({"kernel", "stride", "groups", "expansion", "dilation", "activation"})),
+    "mbconv": Kind(
+        _mbconv_layers, frozenset({"kernel", "stride", "groups", "expansion", "dilation", "squeeze", "activation"})
+    ),
     "pool": Kind(_pool_layers, keeps_channels=True),
     "linear": Kind(_linear_layers),
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import provenance, rows
 from .files import write_atomic
-from .fit import MIN_ROWS, Fit, fit
+from .fit import Fit, fit, rows_needed
 from .provenance import Provenance
 from .rows import Row
 from .spec import OpSpec
@@ -75,10 +75,10 @@ class LatencyTable:
 
     def fit_error(self, kind: str) -> float | None:
         """Mean relative leave-one-out error of fitted ops of this kind; None where nothing is fitted."""
-        if self.strict or len(self._of_kind(kind)) < MIN_ROWS:
-            return None
         if kind not in self._fits:
             known = self._of_kind(kind)
+            if self.strict or len(known) < rows_needed([row.spec for row in known]):
+                return None
             self._fits[kind] = fit([row.spec for row in known], [row.median_ms for row in known])
         return self._fits[kind].error
 
@@ -94,8 +94,9 @@ class LatencyTable:
         elif self.strict:
             reason = "a strict table refuses fitted values"
         else:
-            known = len(self._of_kind(spec.kind))
-            reason = f"to fit one, at least {MIN_ROWS} rows of kind {spec.kind!r} are needed; there are {known}"
+            known = [row.spec for row in self._of_kind(spec.kind)]
+            needed, kind = rows_needed(known), spec.kind
+            reason = f"to fit one, at least {needed} rows of kind {kind!r} are needed; there are {len(known)}"
         raise ValueError(f"The table {self.name!r} has no row for {spec.key}, and {reason}. {measure_hint(self.name)}")
 
     @cached_property

@@ -6,8 +6,8 @@
 Counts(params=4321464, macs=249921848)
 
 The front door is `search`; `retrain`, `evaluate`, `export` and `measure` do its parts alone, `check_table` and
-`fit_table` look after latency tables. Everything with a name
-(spaces, strategies, formats, devices) is listed by `pynas list`.
+`fit_table` look after latency tables, `fairness` says whether the options of a search had equal chances. Everything
+with a name (spaces, strategies, formats, devices) is listed by `pynas list`.
 """
 
 import cost_models
@@ -19,27 +19,35 @@ from pynas.choices import Choice, Gates, Slot
 from pynas.counting import Counts, count
 from pynas.registry import FAMILIES, SPACES, STRATEGIES, MissingExtra
 from pynas.results import Run, Trained
+from pynas.strategies.ef import EF
+from pynas.strategies.fairnas import FairNAS
 from pynas.strategies.fbnet import FBNet
+from pynas.strategies.one_shot import OneShot
 from pynas.strategies.random import RandomSearch
+from pynas.strategies.spos import SPOS
 from pynas.supernet import Supernet
 from pynas.training.train import Recipe
 
-from pynas.api import evaluate, export, retrain, search  # isort: skip
+from pynas.api import evaluate, export, fairness, retrain, search  # isort: skip
 from pynas.measuring import check_table, fit_table, measure  # isort: skip
 
 fuse = _fuse.fuse
 published = _published.published
 
 __all__ = [
+    "EF",
     "FAMILIES",
     "SPACES",
+    "SPOS",
     "STRATEGIES",
     "Architecture",
     "Choice",
     "Counts",
     "FBNet",
+    "FairNAS",
     "Gates",
     "MissingExtra",
+    "OneShot",
     "RandomSearch",
     "Recipe",
     "Run",
@@ -51,6 +59,7 @@ __all__ = [
     "count",
     "evaluate",
     "export",
+    "fairness",
     "fit_table",
     "fuse",
     "measure",

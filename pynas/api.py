@@ -20,7 +20,7 @@ from pynas.export import export as export_net
 from pynas.kernels import setting
 from pynas.results import Run, Trained, load_model, save_model
 from pynas.strategies import Strategy
-from pynas.summary import show_plan, show_result
+from pynas.summary import show_fairness, show_plan, show_result
 from pynas.training.data import open_data
 from pynas.training.evaluate import accuracy
 from pynas.training.run import RunFolder
@@ -132,6 +132,7 @@ def retrain(
     run: str | Path | Run,
     *,
     net: str | None = None,
+    preset: str | None = None,
     epochs: int | None = None,
     recipe: Recipe | None = None,
     seed: int = 0,
@@ -145,6 +146,7 @@ def retrain(
     Args:
         run: A finished search, or its folder.
         net: An architecture file to train instead of the run's best.
+        preset: Named recipe: "quick", "fairnas" (its paper's) or "nas_bench_macro" (its table's).
         epochs: Overrides the recipe's.
         recipe: How; the run's own by default.
         seed: Of initial weights and of the order of images.
@@ -157,6 +159,8 @@ def retrain(
     Raises:
         ValueError: If the run is unfinished or broken, or the network belongs to another space.
     """
+    if preset is not None and recipe is not None:
+        raise ValueError("Give a recipe or a preset, not both. To change one: Recipe.preset('fairnas', epochs=30).")
     finished = run if isinstance(run, Run) else Run.open(run)
     show = Show(quiet)
     folder, config = _opened(finished.folder)
@@ -168,7 +172,7 @@ def retrain(
     if dict(architecture.options) != dict(plan.space.options()):
         differing = [key for key, value in plan.space.options().items() if architecture.options.get(key) != value]
         raise ValueError(f"The network and the run differ in the space's {', '.join(differing)}.")
-    how = recipe if recipe is not None else plan.recipe
+    how = recipe or (plan.recipe if preset is None else Recipe.preset(preset))
     if epochs is not None:
         how = dataclasses.replace(how, epochs=epochs)
     plan = dataclasses.replace(plan, recipe=how)
@@ -261,6 +265,37 @@ def export(
     report = export_net(module, target, input_size=input_size, format=format, **extra)
     Show(quiet).line(str(report))
     return report
+
+
+def fairness(runs: list[str], *, quiet: bool = False) -> list[dict[str, Any]]:
+    """Prints for some runs whether the options of a layer had equal chances of training (FairNAS, table 1).
+
+    EF, fairness in expectation: whether updates of options are no more unequal than independent draws of equal
+    probability make them (chi-square, p of 0.001 or more). SF, strict fairness: whether they were equal after every
+    step. Updates through soft gates count as much as the gate.
+
+    Args:
+        runs: Folders of searches, finished or not.
+        quiet: Prints nothing.
+
+    Returns:
+        For every run its strategy, `pynas.updates.Verdict` as plain values, and the updates of every option.
+
+    Raises:
+        ValueError: If a search has not finished an epoch, or was made before updates were counted.
+    """
+    found = []
+    for path in runs:
+        folder = RunFolder.open(path)
+        record: dict[str, Any] = (folder.metrics("search") or [{}])[-1]
+        if "fairness" not in record:
+            raise ValueError(f"{folder.path} has no counts of updates: no epoch of its search is finished.")
+        strategy = folder.config()["strategy"]["name"]
+        found.append(
+            {"run": str(folder.path), "strategy": strategy, **record["fairness"], "updates": record["updates"]}
+        )
+    show_fairness(found, Show(quiet))
+    return found
 
 
 def _folder_of(run: str | Path | Run | Trained) -> Path:

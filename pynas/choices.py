@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 
@@ -35,7 +36,8 @@ class Slot:
         out_channels: Channels that go out.
         size: Height and width that come in, in pixels.
         stride: Of the whole option.
-        activation: Of the options: "relu", "relu6" or "hardswish".
+        activation: Of the options: "relu", "relu6", "hardswish" or "swish".
+        squeeze: Channels in the middle of the options' squeeze-and-excitation, as a share of `in_channels`; 0 for none.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Slot:
     size: int
     stride: int = 1
     activation: str = "relu"
+    squeeze: float = 0.0
 
     @property
     def out_size(self) -> int:
@@ -63,8 +66,18 @@ class Gates:
         run: Which options are computed. Known on the host, never read off the tensor.
         train: Which of those are differentiated, so that their weights get gradients. The others of `run` are computed
             without a graph: they give a gradient to their gate and to nothing else.
+        single: One option runs, with weight one and no gradient for its gate: what it gives out is the slot's output as
+            it is, and `values` need not be read.
     """
 
     values: Tensor
     run: tuple[int, ...]
     train: tuple[int, ...]
+    single: bool = False
+
+    @staticmethod
+    def one_hot(options: int, index: int) -> Gates:
+        """One option alone."""
+        values = torch.zeros(options)
+        values[index] = 1.0
+        return Gates(values, (index,), (index,), single=True)

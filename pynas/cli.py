@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -60,6 +61,7 @@ COMMANDS: dict[str, Any] = {
     "export": api.export,
     "measure": measuring.measure,
     "table": {"_help": "Look at tables, make them.", "check": measuring.check_table, "fit": measuring.fit_table},
+    "fairness": api.fairness,
     "list": list_names,
     "info": info,
 }
@@ -69,7 +71,7 @@ def main(args: list[str] | None = None) -> int:
     """Runs one command. Returns the exit status: 0, 1 for an error that the user can mend, 130 after Ctrl-C."""
     given = sys.argv[1:] if args is None else args
     try:
-        auto_cli(COMMANDS, args=_named_strategy(given), prog="pynas", exit_on_error=False)
+        auto_cli(COMMANDS, args=_listed(_named_strategy(given)), prog="pynas", exit_on_error=False)
     except KeyboardInterrupt as stop:
         sys.stderr.write(f"{str(stop) or 'Stopped.'}\n")
         return 130
@@ -127,6 +129,15 @@ def _named_strategy(args: list[str]) -> list[str]:
     config = [f"--config={asked.config}"] if asked.config else []
     filled = [f"--strategy.{field}={value}" for field, value in values.items()]
     return [rest[0], *config, f"--strategy={cls.__module__}.{cls.__qualname__}", *filled, *rest[1:]]
+
+
+def _listed(args: list[str]) -> list[str]:
+    """Lets `pynas fairness RUN RUN` name several runs, where the parser wants one list."""
+    if args[:1] != ["fairness"]:
+        return args
+    rest = [place for place, arg in enumerate(args) if arg.startswith("-")]
+    runs = args[1 : rest[0] if rest else len(args)]
+    return [args[0], json.dumps(runs), *args[1 + len(runs) :]] if runs else args
 
 
 def _strategy_of(config: str | None) -> str | None:

@@ -13,7 +13,7 @@ def check_fields(settings: Any, of: str) -> None:
     """Whole numbers must be whole, numbers finite, and words among those that the annotation lists.
 
     Args:
-        settings: A dataclass whose fields are annotated as int, float or a Literal of words.
+        settings: A dataclass whose fields are annotated as int, float, bool or a Literal of words.
         of: What they belong to, for the error.
 
     Raises:
@@ -25,6 +25,9 @@ def check_fields(settings: Any, of: str) -> None:
         if get_origin(hint) is Literal:
             if value not in get_args(hint):
                 raise unknown(f"{field.name} of {of}", value, get_args(hint))
+        elif hint is bool:
+            if not isinstance(value, bool):
+                raise ValueError(f"{field.name} of {of} must be true or false, not {value!r}.")
         elif hint is int:
             if isinstance(value, bool) or not isinstance(value, int):
                 raise ValueError(f"{field.name} of {of} must be a whole number, not {value!r}.")

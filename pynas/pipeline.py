@@ -98,6 +98,7 @@ def make_plan(config: Mapping[str, Any], show: Show, folder: RunFolder | None = 
         augment=config["augment"],
     )
     space = make_space(config["space"], {**config["space_options"], "classes": len(data.classes)})
+    strategy.suit(space)
     device = open_device(config["device"], space, config["strict_table"], show, folder)
     table = cost_table(space, device)
     budget = config["latency_ms"]
@@ -273,7 +274,7 @@ def _search(plan: Plan, run: RunFolder, show: Show) -> list[Candidate]:
     history = getattr(strategy, "theta_history", None)
     if history is not None:
         run.write_array("theta.npy", history())
-    found = strategy.derive(feed)
+    found = strategy.derive(feed, run)
     write_candidates(run, found)
     return found
 
@@ -381,6 +382,8 @@ def _figures(
         "measured_spread_ms": spread,
         "baseline": [{"accuracy": record["accuracy"], "cost": record["cost"]} for record in baseline],
         "search_end": {name: last[name] for name in ("skip_share", "entropy", "mean_entropy") if name in last},
+        "strategy": plan.config["strategy"]["name"],
+        "fairness": last.get("fairness", {}),
         "kernels": kernels_used(plan.space, plan.config["amp"], getattr(plan.strategy, "batch_size", 16)),
         "recipe": dataclasses.asdict(plan.recipe),
         "seed": plan.config["seed"],

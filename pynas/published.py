@@ -30,15 +30,31 @@ _FBNET_OPTIONS: dict[str, dict[str, Any]] = {
     "fbnet_96_035_1": {"input_size": 96, "width": 0.35, "head_channels": 1416},
 }
 
+# FairNAS, read from the released code: "e,K" a layer, stages separated by |.
+_FAIRNAS = {
+    "fairnas_a": "3,7 3,3 | 3,7 6,3 6,7 3,3 | 3,3 6,7 6,7 3,5 | 6,3 3,5 3,5 6,3 | 6,3 6,7 6,3 6,7 | 6,5",
+    "fairnas_b": "3,5 3,3 | 3,5 3,3 6,3 3,5 | 3,7 3,3 6,3 3,5 | 3,3 6,3 3,7 3,3 | 6,7 6,5 6,7 6,3 | 6,5",
+    "fairnas_c": "3,5 3,3 | 3,7 3,3 3,3 3,3 | 3,3 3,3 3,3 6,3 | 3,3 3,3 3,3 3,3 | 6,7 6,7 6,3 6,3 | 6,5",
+}
+_FAIRNAS_SE = {"squeeze": 0.5, "activation": "swish"}
+
 PUBLISHED: Registry[Architecture] = Registry("published net")
 
 
 def _fbnet(line: str, options: dict[str, Any]) -> Architecture:
     names = line.replace("|", " ").split()
-    layers = [("skip",) if n == "-" else (n[:2] + "_" + n[2:].replace("g", "_g"),) for n in names]
-    space = SPACES.get("fbnet")(**options)
-    choices = {choice.name: layer for choice, layer in zip(space.choices(), layers, strict=True)}
-    return Architecture("fbnet", choices, space.options())
+    return _member("fbnet", options, ["skip" if n == "-" else n[:2] + "_" + n[2:].replace("g", "_g") for n in names])
+
+
+def _fairnas(line: str, options: dict[str, Any]) -> Architecture:
+    layers = [layer.split(",") for layer in line.replace("|", " ").split()]
+    return _member("fairnas", options, [f"k{kernel}_e{expansion}" for expansion, kernel in layers])
+
+
+def _member(name: str, options: dict[str, Any], layers: list[str]) -> Architecture:
+    space = SPACES.get(name)(**options)
+    choices = {choice.name: (layer,) for choice, layer in zip(space.choices(), layers, strict=True)}
+    return Architecture(name, choices, space.options())
 
 
 def published(name: str) -> Architecture:
@@ -47,6 +63,10 @@ def published(name: str) -> Architecture:
     FBNet (arXiv 1812.03443): `fbnet_a`, `fbnet_b`, `fbnet_c`, `fbnet_s8` (found for the Samsung Galaxy S8),
     `fbnet_iphonex`, `fbnet_96_035_1` (96-pixel input, width 0.35). The head of S8 and iPhoneX, 1504 channels, is an
     assumption; parameters come out somewhat above the paper's for B and C while the MACs agree.
+
+    FairNAS (arXiv 1907.01845): `fairnas_a`, `fairnas_b`, `fairnas_c`, and `fairnas_a_se`, `fairnas_b_se`,
+    `fairnas_c_se` with squeeze-and-excitation and swish, whose parameters are those of the released nets while their
+    multiply-adds, and that their activation is swish throughout, are unverified.
 
     Raises:
         ValueError: If there is no such net; the message lists them.
@@ -59,3 +79,7 @@ def published(name: str) -> Architecture:
 
 for _name, _line in _FBNET.items():
     PUBLISHED.add(_name, _fbnet(_line, _FBNET_OPTIONS.get(_name, {})))
+for _name, _line in _FAIRNAS.items():
+    PUBLISHED.add(_name, _fairnas(_line, {}))
+for _name, _line in _FAIRNAS.items():
+    PUBLISHED.add(f"{_name}_se", _fairnas(_line, _FAIRNAS_SE))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pynas.budget import cost_range
 from pynas.console import Show
 from pynas.pipeline import Plan, kernels_used
+from pynas.registry import STRATEGIES
 from pynas.results import Run
 from pynas.training.feed import Feed
 
@@ -55,6 +57,47 @@ def show_result(run: Run, show: Show) -> None:
     show.table("Result", ("what", "value"), rows, note=f"latency: {figures['device']}")
 
 
+def show_fairness(runs: Sequence[Mapping[str, Any]], show: Show) -> None:
+    """A line for each run: what was computed, how evenly it fell on the options, and what the article says."""
+    columns = ("run", "strategy", "gradients", "paths", "updates", "EF", "SF", "article")
+    rows = [
+        (
+            Path(run["run"]).name,
+            run["strategy"],
+            f"{run['path_gradients']:,.0f}",
+            f"{run['paths']:.3g}",
+            f"{_times(run['least'])} to {_times(run['most'])}",
+            f"{_yes(run['expectation'])}, p={run['p']:.2g}",
+            _yes(run["strict"]),
+            " ".join(STRATEGIES.get(run["strategy"]).FAIR),
+        )
+        for run in runs
+    ]
+    note = (
+        "gradients: computed, of single paths; paths: that a pass differentiates; updates: of an option, from least to "
+        "most; EF: equal in expectation; SF: equal after every step; article: EF and SF in its table, from memory"
+    )
+    show.table("Fairness", columns, rows, note=note)
+
+
+def _yes(answer: bool) -> str:
+    return "yes" if answer else "no"
+
+
+def _fairness(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How evenly the search trained the options, where it means to."""
+    found, strategy = figures.get("fairness"), str(figures.get("strategy"))
+    if not found or strategy not in STRATEGIES or STRATEGIES.get(strategy).FAIR[0] != "yes":
+        return []
+    how = "equal after every step" if found["strict"] else f"expectations {'' if found['expectation'] else 'not '}equal"
+    text = f"{_times(found['least'])} to {_times(found['most'])}, {how}; see: pynas fairness RUN"
+    return [("updates of an option", text)]
+
+
+def _times(count: float) -> str:
+    return f"{count:,.0f}" if count == int(count) else f"{count:,.1f}"
+
+
 def _rows(run: Run) -> list[tuple[str, str]]:
     figures = run.figures
     return [
@@ -67,6 +110,7 @@ def _rows(run: Run) -> list[tuple[str, str]]:
         ("random search", _baseline(figures)),
         ("kernels", figures["kernels"]),
         *_collapse(figures),
+        *_fairness(figures),
         ("export", figures["export"]["check"]),
         ("run folder", str(run.folder)),
         ("exported file", figures["export"]["path"]),

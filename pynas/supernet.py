@@ -151,6 +151,9 @@ class Supernet(nn.Module):
         for slot in self.slots:
             options = slot.choice.options
             run = tuple(options.index(name) for name in architecture.choices[slot.choice.name])
+            if len(run) == 1:
+                gates[slot.name] = Gates.one_hot(len(options), run[0])
+                continue
             values = torch.zeros(len(options))
             values[list(run)] = 1.0
             gates[slot.name] = Gates(values, run, run)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from cost_models.spec import OpSpec
 from pynas import FAMILIES, Choice, Slot
 from pynas.kernels import mbconv
-from pynas.ops import mbconv as ops
 from pynas.ops.layers import build
+from pynas.spaces import fbnet
 
-OPTIONS = tuple(ops.OPTIONS.names())
+OPTIONS = fbnet.OPTIONS
 EVERY = tuple(range(len(OPTIONS)))
 
 

@@ -40,6 +40,7 @@ def specs(draw: st.DrawFn, largest: int = 4096) -> OpSpec:
         groups=groups,
         expansion=draw(st.integers(1, 6)) if "expansion" in uses else 1,
         dilation=draw(st.integers(1, 2)) if "dilation" in uses else 1,
+        squeeze=draw(st.integers(0, 5)) if "squeeze" in uses else 0,
         activation=draw(st.sampled_from(ACTIVATIONS)) if "activation" in uses else "none",
     )
 
@@ -73,6 +74,11 @@ def test_kinds_without_activation_ignore_it() -> None:
         ({"expansion": True}, "expansion of a 'mbconv' op is True"),
         ({"kernel": 4}, "kernel is 4; only odd"),
         ({"groups": 3}, "groups is 3; it must divide the input channels (16)"),
+        ({"squeeze": -1}, "squeeze of a 'mbconv' op is -1; it must be a whole number of at least 0"),
+        (
+            {"kind": "conv", "expansion": 1, "squeeze": 4},
+            "A 'conv' op has no squeeze; it came as 4 and must be left at 0",
+        ),
         ({"kind": "conv"}, "A 'conv' op has no expansion; it came as 6"),
         ({"kind": "skip", "expansion": 1, "kernel": 1, "stride": 1}, "A 'skip' op cannot change the channels"),
         ({"kind": "linear", "expansion": 1, "kernel": 1, "stride": 1}, "size of a 'linear' op is 8; it must be 1"),
@@ -150,7 +156,7 @@ def test_model_contract(make: Callable[[], CostModel]) -> None:
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize(
     "change",
-    [{"in_channels": 32}, {"out_channels": 48}, {"kernel": 5}, {"expansion": 8}, {"size": 12}],
+    [{"in_channels": 32}, {"out_channels": 48}, {"kernel": 5}, {"expansion": 8}, {"size": 12}, {"squeeze": 8}],
     ids=lambda change: next(iter(change)),
 )
 def test_larger_ops_cost_no_less(make: Callable[[], CostModel], change: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from toy_device import ABOUT, CONV, MBCONV, Clockwork, additive_ms, contents, to
 
 import cost_models
 from cost_models import LatencyTable, OpSpec, Row, TorchHost, load_folder, measure
+from cost_models.rows import COLUMNS
 
 
 def test_rows_come_back_exactly(tmp_path: Path) -> None:
@@ -44,6 +45,23 @@ def test_missing_ops_are_fitted_and_labelled() -> None:
     assert error is not None
     assert error < 1e-3
     assert "ops without a row are fitted, leave-one-out error mbconv 0%" in table.describe()
+
+
+def test_an_op_that_only_moves_values_is_fitted_from_three_rows() -> None:
+    pools = [OpSpec("pool", c, c, size) for c, size in ((16, 4), (64, 4), (64, 7))]
+    rows = {spec: Row(spec, (additive_ms(spec),)) for spec in pools}
+    unseen = OpSpec("pool", 48, 48, 7)
+    assert LatencyTable(ABOUT, rows).cost(unseen) == pytest.approx(additive_ms(unseen), rel=1e-3)
+    with pytest.raises(ValueError, match="at least 3 rows of kind 'pool' are needed; there are 2"):
+        LatencyTable(ABOUT, {spec: rows[spec] for spec in pools[:2]}).cost(unseen)
+
+
+def test_tables_from_before_squeeze_and_excitation(tmp_path: Path) -> None:
+    folder = toy_table().copy_to(tmp_path)
+    path, place = folder / "latency.csv", COLUMNS.index("squeeze")
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    path.write_text("".join(",".join(line[:place] + line[place + 1 :]) + "\n" for line in lines))
+    assert load_folder(folder).hash == toy_table().hash
 
 
 def test_the_fit_error_tells_when_a_fit_is_bad() -> None:
@@ -107,7 +125,7 @@ CSV_DAMAGE: dict[str, tuple[Damage, str]] = {
     "negative spread": (line(3, lambda row: re.sub(r",[^,]*(,[^,]*)$", r",-1\1", row)), r"line 4: spread_ms is -1"),
     "twice": (lambda text: text + text.splitlines()[-1] + "\n", r"line 25: .* has a row already"),
     "cut off": (lambda text: text[:-40], r"the file is cut off in line 24"),
-    "short row": (line(3, lambda row: row.rpartition(",")[0]), r"line 4: there are 13 values for 14 columns"),
+    "short row": (line(3, lambda row: row.rpartition(",")[0]), r"line 4: there are 14 values for 15 columns"),
     "unknown kind": (lambda text: text.replace(",pool,", ",pol,"), r"line \d+: Unknown op kind 'pol'.*'pool'"),
     "bad channels": (line(3, lambda row: row.replace(",16,", ",16.5,", 1)), r"line 4: in_channels is '16.5'"),
     "skip row": (lambda text: text.replace(",pool,", ",skip,"), r"line \d+: a skip op costs 0"),

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from cost_models import MemoryTraffic, OpSpec
+from cost_models import Macs, MemoryTraffic, OpSpec, Params, Roofline, TorchHost
 from pynas import FAMILIES, Choice, Gates, Slot, count, fuse
 from pynas.ops import MODULES, build
+from pynas.ops.layers import ACTIVATIONS
 from pynas.ops.mbconv import OPTIONS
+from pynas.ops.prepared import prepare
+from pynas.spaces import fbnet
 
 SHAPES = [(16, 16, 8, 1), (16, 24, 9, 2), (8, 16, 7, 1)]
 MBCONV = tuple(OPTIONS.names())
 
 
-def slot(shape: tuple[int, int, int, int], options: tuple[str, ...] = MBCONV, activation: str = "relu") -> Slot:
-    return Slot("here", Choice("here", options), "mbconv", *shape, activation=activation)
+def slot(
+    shape: tuple[int, int, int, int],
+    options: tuple[str, ...] = fbnet.OPTIONS,
+    activation: str = "relu",
+    squeeze: float = 0.0,
+) -> Slot:
+    return Slot("here", Choice("here", options), "mbconv", *shape, activation=activation, squeeze=squeeze)
 
 
-CASES = [(family, shape, name) for family in FAMILIES for shape in SHAPES for name in MBCONV]
+CASES = [(family, shape, name, {}) for family in FAMILIES for shape in SHAPES for name in MBCONV]
+CASES += [
+    ("mbconv", shape, "k3_e3", {"squeeze": 0.5, "activation": activation})
+    for shape in SHAPES
+    for activation in ("relu6", "swish")
+]
 
 
 def randomise(net: nn.Module) -> nn.Module:
@@ -32,9 +49,9 @@ def randomise(net: nn.Module) -> nn.Module:
     return net
 
 
-@pytest.mark.parametrize(("family", "shape", "name"), CASES)
-def test_option(family: str, shape: tuple[int, int, int, int], name: str) -> None:
-    here = slot(shape)
+@pytest.mark.parametrize(("family", "shape", "name", "variant"), CASES)
+def test_option(family: str, shape: tuple[int, int, int, int], name: str, variant: dict[str, Any]) -> None:
+    here = slot(shape, **variant)
     spec = FAMILIES.get(family).spec(here, name)
     op = randomise(FAMILIES.get(family).single(here, (name,)))
     x = torch.randn(2, here.in_channels, here.size, here.size, requires_grad=True)
@@ -62,11 +79,43 @@ def test_every_kind_builds_its_spec(kind: str) -> None:
     assert op(x).shape[:2] == (2, 8)
 
 
-@pytest.mark.parametrize("activation", ["relu", "relu6", "hardswish"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activation_reaches_every_conv_but_the_last(activation: str) -> None:
     op = FAMILIES.get("mbconv").single(slot(SHAPES[0], activation=activation), ("k3_e3",))
-    kinds = [type(module).__name__.lower() for module in op.modules()]
-    assert kinds.count(activation) == 2
+    assert [type(module) for module in op.modules()].count(ACTIVATIONS[activation]) == 2
+
+
+def test_squeeze_and_excitation() -> None:
+    """Each channel, after the depthwise convolution, times sigmoid(W2 act(W1 mean + b1) + b2)."""
+    op = randomise(FAMILIES.get("mbconv").single(slot((8, 8, 6, 1), squeeze=0.5, activation="swish"), ("k3_e3",)))
+    x, state = torch.randn(2, 8, 6, 6), op.eval().state_dict()
+    assert state["squeeze.reduce.weight"].shape == (4, 24, 1, 1)
+    y = op.depthwise(op.expand(x))
+    linear = torch.nn.functional.linear
+    weights = [state[f"squeeze.{part}.weight"][..., 0, 0] for part in ("reduce", "expand")]
+    middle = torch.nn.functional.silu(linear(y.mean((2, 3)), weights[0], state["squeeze.reduce.bias"]))
+    scale = torch.sigmoid(linear(middle, weights[1], state["squeeze.expand.bias"]))
+    torch.testing.assert_close(op(x), x + op.project(y * scale[..., None, None]))
+    with pytest.raises(ValueError, match="squeeze-and-excitation"):
+        prepare(FAMILIES.get("mbconv").single(slot((8, 8, 6, 1), squeeze=0.5), ("k3_e3",)))
+
+
+def test_squeeze_and_excitation_has_a_price_everywhere() -> None:
+    """It costs more than the block without, in counts and on a roofline, and this machine can time it."""
+    here = slot((8, 8, 6, 1), squeeze=0.5, activation="swish")
+    with_it = FAMILIES.get("mbconv").spec(here, "k3_e3")
+    without = dataclasses.replace(with_it, squeeze=0)
+    for model in (Macs(), Params(), MemoryTraffic(), Roofline(2.0, 4.0)):
+        assert model.cost(with_it) > model.cost(without) > 0
+    assert TorchHost().time_ms(fuse(build(with_it)), with_it, 1)[0] > 0
+
+
+def test_identity_that_changes_the_shape_has_no_activation() -> None:
+    """PAPERS D7; FBNet's skip has one."""
+    for name, last in (("identity", nn.BatchNorm2d), ("skip", nn.ReLU)):
+        op = FAMILIES.get("mbconv").single(slot((8, 16, 7, 2)), (name,))
+        assert type(list(op.children())[-1]) is last
+        assert type(FAMILIES.get("mbconv").single(slot((8, 8, 7, 1)), (name,))) is nn.Identity
 
 
 def test_block_is_the_papers() -> None:
@@ -100,6 +149,27 @@ def test_mixed_is_the_weighted_sum() -> None:
     per_image = torch.rand(3, 9)
     rows = [mixed(x[i : i + 1], gates(per_image[i], every, every)) for i in range(3)]
     torch.testing.assert_close(mixed(x, gates(per_image, every, every)), torch.cat(rows))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("index", [0, 3, 8])
+def test_one_option_alone_needs_no_gate(shape: tuple[int, int, int, int], index: int) -> None:
+    """The same output, gradients and statistics as under a gate of one, and nothing else is touched."""
+    alone = FAMILIES.get("mbconv").mixed(slot(shape))
+    gated = copy.deepcopy(alone)
+    x = torch.randn(4, shape[0], shape[2], shape[2])
+    single = Gates.one_hot(9, index)
+    assert single.values.tolist() == [float(i == index) for i in range(9)]
+    for mixed, here in ((alone, single), (gated, gates(single.values, (index,), (index,)))):
+        y = mixed(x, here)
+        if y.requires_grad:  # the identity has nothing to train
+            y.square().sum().backward()
+    assert [p.grad is None for p in alone.parameters()] == [p.grad is None for p in gated.parameters()]
+    for ours, theirs in zip(alone.parameters(), gated.parameters(), strict=True):
+        if ours.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad)
+    torch.testing.assert_close(dict(alone.named_buffers()), dict(gated.named_buffers()))
+    torch.testing.assert_close(alone(x, single), gated(x, gates(single.values, (index,), (index,))))
 
 
 def test_mixed_runs_and_trains_what_the_gates_say() -> None:

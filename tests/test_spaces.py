@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +17,13 @@ from pynas.registry import SearchSpace
 from pynas.supernet import cost_table
 
 # Small enough to run every space in seconds; what is tested does not depend on them.
-SMALL = {"fbnet": {"input_size": 32, "classes": 5, "width": 0.25, "head_channels": 32}, "fbnet32": {"width": 0.25}}
+SMALL: dict[str, dict[str, Any]] = {
+    "fbnet": {"input_size": 32, "classes": 5, "width": 0.25, "head_channels": 32},
+    "fbnet32": {"width": 0.25},
+    "fairnas": {"input_size": 32, "classes": 5, "width": 0.25, "head_channels": 32},
+    "fairnas_v1": {"input_size": 32, "classes": 5, "width": 0.25, "head_channels": 32},
+    "macro": {"input_size": 16, "width": 0.25, "head_channels": 32},
+}
 
 
 @pytest.fixture(params=SPACES.names())
@@ -125,3 +133,51 @@ def test_width_of_the_96_pixel_net() -> None:
     slots = space.slots()
     assert slots[0].in_channels == 8
     assert [slots[i].out_channels for i in (0, 1, 5, 9, 13, 17, 21)] == [8, 16, 16, 24, 40, 72, 128]
+
+
+def test_fairnas_macro_architecture() -> None:
+    """PAPERS D1: output channels, sizes and strides of the 19 layers, stem and tail."""
+    space = SPACES.get("fairnas")()
+    slots = space.slots()
+    assert [s.out_channels for s in slots] == [32] * 2 + [40] * 4 + [80] * 4 + [96] * 4 + [192] * 4 + [320]
+    assert [i + 1 for i, s in enumerate(slots) if s.stride == 2] == [1, 3, 7, 15]
+    assert [s.size for s in slots] == [112] + [56] * 2 + [28] * 4 + [14] * 8 + [7] * 4
+    assert len(slots[0].choice.options) ** len(slots) == 609_359_740_010_496
+    assert {(spec.kind, spec.activation) for spec in space_specs(space) if spec.kind == "mbconv"} == {
+        ("mbconv", "relu6")
+    }
+    net = published("fairnas_a").build()
+    kinds = [type(module).__name__ for module in (*net.stem.modules(), *net.head.modules())]
+    assert [kinds.count(kind) for kind in ("ReLU6", "ReLU", "Dropout", "Conv2d")] == [3, 0, 1, 4]
+    assert net.head.dropout.p == 0.2
+
+
+def test_fairnas_v1_has_the_articles_number_of_networks() -> None:
+    """PAPERS D1: 6^16, MobileNetV2's layers without its first bottleneck."""
+    slots = SPACES.get("fairnas_v1")().slots()
+    assert 6 ** len(slots) == 2_821_109_907_456
+    assert [len([s for s in slots if s.out_channels == c]) for c in (32, 40, 80, 96, 192, 320)] == [2, 3, 4, 3, 3, 1]
+
+
+def test_fairnas_weights_begin_as_in_the_released_code() -> None:
+    """PAPERS D6: convolutions N(0, sqrt(2 / (K^2 out))), batch norm 1 and 0, classifier U(+-1/sqrt(classes))."""
+    net = SPACES.get("fairnas")(classes=100, input_size=32).build(lambda slot: torch.nn.Identity())
+    conv, classifier = net.head.conv.conv.weight, net.head.classifier.weight
+    assert float(conv.detach().std()) == pytest.approx((2 / 1280) ** 0.5, rel=0.02)
+    assert float(classifier.detach().abs().max()) == pytest.approx(0.1, rel=0.01)
+    assert float(classifier.detach().std()) == pytest.approx(0.1 / 3**0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"activation": "swsh"}, "Did you mean 'swish'"),
+        ({"activation": "none"}, "activation of space 'fairnas'"),
+        ({"squeeze": -1.0}, "squeeze of space 'fairnas' must lie in"),
+        ({"neck_channels": 0}, "neck_channels of space 'fairnas'"),
+    ],
+    ids=str,
+)
+def test_impossible_options_of_fairnas(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        make_space("fairnas", options)

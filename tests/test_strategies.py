@@ -24,6 +24,10 @@ from pynas.training.run import RunFolder
 
 SHORT: dict[str, dict[str, Any]] = {
     "fbnet": {"epochs": 3, "warmup_epochs": 1, "batch_size": 48, "samples": 3, "weight_lr": 0.05},
+    "fairnas": {"epochs": 3, "batch_size": 48, "samples": 3},
+    "spos": {"epochs": 6, "batch_size": 48, "samples": 3},
+    "ef": {"epochs": 6, "batch_size": 48, "samples": 3, "repeats": 2},
+    "one_shot": {"epochs": 3, "batch_size": 48, "samples": 3},
     "random": {"epochs": 4, "candidates": 2, "batch_size": 48, "lr": 0.05},
 }
 SPACE = {"input_size": 8, "stages": [[8, 1, 1], [16, 2, 2]], "head_channels": 32}
@@ -88,6 +92,7 @@ class Whole:
     state: dict[str, Any]
     found: list[Candidate]
     losses: list[float]
+    last: dict[str, Any]
 
 
 @pytest.fixture(scope="module", params=STRATEGIES)
@@ -100,10 +105,11 @@ def whole(name: str, data: Data, tmp_path_factory: pytest.TempPathFactory) -> Wh
     strategy, given = make(name), problem(ROOFLINE)
     feed, run = start(strategy, data, given), folder(tmp_path_factory.mktemp("whole"))
     train(strategy, feed, run, "search", Silent(), "--resume")
-    losses = [record.get("weight_loss", record["loss"]) for record in run.metrics("search")]
+    records = run.metrics("search")
+    losses = [record.get("weight_loss", record["loss"]) for record in records]
     assert len(losses) == strategy.epochs
     state = copy.deepcopy(strategy.state_dict())
-    return Whole(given, state, strategy.derive(start_feed(data, strategy)), losses)
+    return Whole(given, state, strategy.derive(start_feed(data, strategy)), losses, records[-1])
 
 
 def test_learns_and_meets_the_budget(whole: Whole) -> None:
@@ -114,6 +120,21 @@ def test_learns_and_meets_the_budget(whole: Whole) -> None:
         assert 0.9 * whole.given.budget <= candidate.cost <= whole.given.budget
         assert candidate.cost == pytest.approx(whole.given.table.cost(candidate.architecture))
         assert 0 <= candidate.accuracy <= 1
+
+
+def test_counts_the_updates_of_every_option(whole: Whole) -> None:
+    """Each layer's add up to the same: what a pass gives is shared out among the options."""
+    updates = whole.last["updates"]
+    assert {name: tuple(row) for name, row in updates.items()} == {
+        choice.name: choice.options for choice in whole.given.space.choices()
+    }
+    totals = [sum(row.values()) for row in updates.values()]
+    assert totals == pytest.approx([totals[0]] * len(totals), rel=1e-3)
+    assert totals[0] > 0
+    fairness = whole.last["fairness"]
+    assert fairness["path_gradients"] >= totals[0] * (1 - 1e-3)
+    assert fairness["least"] <= fairness["most"]
+    assert 0 <= fairness["p"] <= 1
 
 
 @pytest.mark.parametrize("stop_at", [3, 10])

@@ -11,7 +11,7 @@ import torch
 
 import pynas
 from pynas import Recipe, Run
-from pynas.training.train import moving_average
+from pynas.training.train import Training, moving_average
 
 
 @pytest.fixture
@@ -50,6 +50,39 @@ def test_another_recipe_is_another_training(run: Run) -> None:
     weights = [next(iter(trained.model.parameters())) for trained in (first, same, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def test_papers_recipes() -> None:
+    """PAPERS D3 and D7."""
+    fairnas, macro = Recipe.preset("fairnas"), Recipe.preset("nas_bench_macro")
+    assert (fairnas.epochs, fairnas.batch_size, fairnas.lr, fairnas.weight_decay) == (150, 256, 0.045, 4e-5)
+    assert (macro.epochs, macro.batch_size, macro.lr, macro.weight_decay) == (50, 256, 0.1, 5e-4)
+    for recipe in (fairnas, macro):
+        assert (recipe.momentum, recipe.label_smoothing, recipe.ema_decay, recipe.warmup_epochs) == (0.9, 0, 0, 0)
+        assert (recipe.nesterov, recipe.decay, recipe.clip) == (False, "all", 0)
+    assert Recipe.preset("quick", epochs=7) == Recipe(epochs=7)
+    with pytest.raises(ValueError, match="Unknown recipe 'fairnaas'. Did you mean 'fairnas'"):
+        Recipe.preset("fairnaas")
+    with pytest.raises(ValueError, match="nesterov of the recipe must be true or false"):
+        Recipe(nesterov=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("decay", ["weights", "all"])
+def test_what_decays(decay: Any) -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    optimizer = Training(net, Recipe(decay=decay, nesterov=False)).optimizer
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays[id(net[0].weight)] == 1e-4
+    assert decays[id(net[1].weight)] == decays[id(net[0].bias)] == (1e-4 if decay == "all" else 0)
+    assert not optimizer.param_groups[0]["nesterov"]
+
+
+def test_retrain_by_a_named_recipe(run: Run) -> None:
+    named = pynas.retrain(run, preset="fairnas", epochs=1, quiet=True)
+    given = pynas.retrain(run, recipe=Recipe.preset("fairnas", epochs=1), quiet=True)
+    assert torch.equal(*(next(iter(trained.model.parameters())) for trained in (named, given)))
+    with pytest.raises(ValueError, match="not both"):
+        pynas.retrain(run, preset="fairnas", recipe=Recipe(), quiet=True)
 
 
 def test_export_of_what_was_trained(run: Run, tmp_path: Path) -> None:

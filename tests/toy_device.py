@@ -83,6 +83,8 @@ class Reference(nn.Module):
         if spec.kind == "mbconv":
             self.depthwise = self.conv(hidden, hidden, spec.kernel, spec.stride, hidden, spec.dilation)
             self.last = self.conv(hidden, spec.out_channels, groups=spec.groups)
+            middle = spec.squeeze
+            self.excite = nn.Sequential(nn.Linear(hidden, middle), nn.Linear(middle, hidden)) if middle else None
         elif spec.kind == "conv":
             self.only = self.conv(
                 spec.in_channels, spec.out_channels, spec.kernel, spec.stride, spec.groups, spec.dilation
@@ -101,7 +103,8 @@ class Reference(nn.Module):
         if self.spec.kind == "pool":
             return x.mean((2, 3), keepdim=True)
         if self.first is not None:
-            y: Tensor = self.last(self.depthwise(self.first(x)))
+            y: Tensor = self.depthwise(self.first(x))
+            y = self.last(y if self.excite is None else y * self.excite(y.mean((2, 3)))[..., None, None])
             return x + y if self.spec.stride == 1 and self.spec.in_channels == self.spec.out_channels else y
         return self.only(x) if self.spec.kind != "skip" else x
 

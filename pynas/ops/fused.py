@@ -63,13 +63,18 @@ def _activation(part: nn.Module) -> int:
     return _CODES.get(type(activation), -1)
 
 
+def takes(activation: str, squeeze: int) -> bool:
+    """Whether the kernel has blocks of this activation, and of so many channels of squeeze-and-excitation."""
+    return activation in ACTIVATIONS and not squeeze
+
+
 def facts(block: Any) -> tuple[tuple[int, int, int, int], tuple[int, int, int]] | None:
     """In channels, out channels, stride and activation of a block; its kernel, hidden channels and groups.
 
     None where it is not made of the very modules that the kernel stands for.
     """
     parts, shuffle = _parts(block), block.shuffle
-    if not all(_own(part, ConvBN) and _own(part.bn, nn.BatchNorm2d) for part in parts):
+    if block.squeeze is not None or not all(_own(part, ConvBN) and _own(part.bn, nn.BatchNorm2d) for part in parts):
         return None
     first, middle, last = (part.conv for part in parts)
     codes = [_activation(part) for part in parts]

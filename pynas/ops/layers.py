@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from cost_models.spec import OpSpec
 from pynas.registry import Registry
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "relu6": nn.ReLU6, "hardswish": nn.Hardswish}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hardswish": nn.Hardswish,
+    "swish": nn.SiLU,
+}
 
 
 class ConvBN(nn.Sequential):

@@ -1,4 +1,4 @@
-"""Inverted-bottleneck options of FBNet (and of the spaces that borrow its block)."""
+"""Inverted-bottleneck options: those of FBNet, FairNAS and NAS-Bench-Macro."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from cost_models.spec import OpSpec
 from pynas.choices import Gates, Slot
 from pynas.kernels.mbconv import would_run
-from pynas.ops.fused import Blocks, Division, Wiring, traced
-from pynas.ops.layers import MODULES, ConvBN, build
+from pynas.ops.fused import Blocks, Division, Wiring, takes, traced
+from pynas.ops.layers import ACTIVATIONS, MODULES, ConvBN, build
 from pynas.ops.mixed import Mixed
 from pynas.registry import FAMILIES, Registry
 
@@ -29,7 +29,8 @@ OPTIONS: Registry[Option] = Registry("mbconv option")
 
 @dataclass(frozen=True)
 class Expand:
-    """1x1 conv - BN - act - [shuffle] - depthwise KxK - BN - act - 1x1 conv - BN (FBNet, Table 2 and Figure 3).
+    """1x1 conv - BN - act - [shuffle] - depthwise KxK - BN - act - [squeeze-and-excitation] - 1x1 conv - BN (FBNet,
+    Table 2 and Figure 3; FairNAS without shuffle).
 
     The first 1x1 convolution is kept for expansion 1, as in the paper's operation counts.
     """
@@ -48,20 +49,26 @@ class Expand:
             stride=slot.stride,
             groups=self.groups,
             expansion=self.expansion,
+            squeeze=max(1, round(slot.squeeze * slot.in_channels)) if slot.squeeze else 0,
             activation=slot.activation,
         )
 
 
 @dataclass(frozen=True)
 class Skip:
-    """Identity; where the shape changes, a strided 1x1 convolution with BN and activation stands in for it."""
+    """Identity; where the shape changes, a strided 1x1 convolution with BN stands in for it.
+
+    Args:
+        activated: Whether the slot's activation follows that BN.
+    """
+
+    activated: bool = True
 
     def spec(self, slot: Slot) -> OpSpec:
         if slot.stride == 1 and slot.in_channels == slot.out_channels:
             return OpSpec("skip", slot.in_channels, slot.out_channels, slot.size)
-        return OpSpec(
-            "conv", slot.in_channels, slot.out_channels, slot.size, stride=slot.stride, activation=slot.activation
-        )
+        activation = slot.activation if self.activated else "none"
+        return OpSpec("conv", slot.in_channels, slot.out_channels, slot.size, stride=slot.stride, activation=activation)
 
 
 OPTIONS.add("k3_e1", Expand(3, 1))
@@ -73,6 +80,9 @@ OPTIONS.add("k5_e1_g2", Expand(5, 1, groups=2))
 OPTIONS.add("k5_e3", Expand(5, 3))
 OPTIONS.add("k5_e6", Expand(5, 6))
 OPTIONS.add("skip", Skip())
+OPTIONS.add("k7_e3", Expand(7, 3))
+OPTIONS.add("k7_e6", Expand(7, 6))
+OPTIONS.add("identity", Skip(activated=False))  # NAS-Bench-Macro's
 
 
 class ChannelShuffle(nn.Module):
@@ -85,6 +95,28 @@ class ChannelShuffle(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shuffled: Tensor = x.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
         return shuffled
+
+
+class SqueezeExcite(nn.Module):
+    """Scales each channel by what a small network makes of the means of all (Hu et al., arXiv 1709.01507).
+
+    (B, C, H, W) -> the same. Both 1x1 convolutions have a bias.
+
+    Args:
+        channels: C.
+        middle: Channels between the two convolutions.
+        activation: Between them.
+    """
+
+    def __init__(self, channels: int, middle: int, activation: str) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, middle, 1)
+        self.activation = ACTIVATIONS[activation]() if activation != "none" else nn.Identity()
+        self.expand = nn.Conv2d(middle, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale: Tensor = self.expand(self.activation(self.reduce(x.mean((2, 3), keepdim=True)))).sigmoid()
+        return x * scale
 
 
 @MODULES.register("mbconv")
@@ -101,6 +133,7 @@ class MBConv(nn.Module):
         self.expand = ConvBN(spec.in_channels, hidden, groups=spec.groups, activation=act)
         self.shuffle = ChannelShuffle(spec.groups) if spec.groups > 1 else None
         self.depthwise = ConvBN(hidden, hidden, spec.kernel, spec.stride, groups=hidden, activation=act)
+        self.squeeze = SqueezeExcite(hidden, spec.squeeze, act) if spec.squeeze else None
         self.project = ConvBN(hidden, spec.out_channels, groups=spec.groups, activation="none")
         self.residual = spec.stride == 1 and spec.in_channels == spec.out_channels
         self._wiring = Wiring()
@@ -126,7 +159,10 @@ class MBConv(nn.Module):
         y: Tensor = self.expand(x)
         if self.shuffle is not None:
             y = self.shuffle(y)
-        y = self.project(self.depthwise(y))
+        y = self.depthwise(y)
+        if self.squeeze is not None:
+            y = self.squeeze(y)
+        y = self.project(y)
         return x + y if self.residual else y
 
 
@@ -138,6 +174,8 @@ class MixedMBConv(Mixed):
         self._wiring = Wiring()
 
     def forward(self, x: Tensor, gates: Gates) -> Tensor:
+        if gates.single:  # the block calls its own kernel
+            return self.alone(x, gates)
         y, run = None, gates.run
         if self.training and torch.compiler.is_compiling():
             division = self._divided(gates)
@@ -180,7 +218,8 @@ class MBConvFamily:
 
     def fused(self, slot: Slot, images: int) -> bool:
         """Whether the slot's blocks, all at once, run in a fused kernel in training on so many images, as it is set."""
-        blocks = sum(self.spec(slot, name).kind == "mbconv" for name in slot.choice.options)
+        specs = [self.spec(slot, name) for name in slot.choice.options]
+        blocks = sum(spec.kind == "mbconv" and takes(spec.activation, spec.squeeze) for spec in specs)
         return blocks > 0 and would_run(slot.in_channels, images * slot.size**2, blocks)
 
 

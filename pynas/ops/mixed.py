@@ -13,8 +13,8 @@ from pynas.choices import Gates
 class Mixed(nn.Module):
     """Sum of the running options' outputs, each times its gate.
 
-    Looks at `gates.run` and `gates.train` only, never at gate values: a gate that happens to be zero still wants its
-    gradient, and which options run must be known without reading a tensor.
+    Looks at `gates.run`, `gates.train` and `gates.single` only, never at gate values: a gate that happens to be zero
+    still wants its gradient, and which options run must be known without reading a tensor.
 
     Args:
         options: Module of each option, in the order of the choice.
@@ -26,7 +26,15 @@ class Mixed(nn.Module):
 
     def forward(self, x: Tensor, gates: Gates) -> Tensor:
         """(B, C, S, S) and gates -> (B, C', S', S')."""
+        if gates.single:
+            return self.alone(x, gates)
         return self.add(None, x, gates, gates.run)
+
+    def alone(self, x: Tensor, gates: Gates) -> Tensor:
+        """What the one running option gives out."""
+        (index,) = gates.run
+        y: Tensor = list(self.options.values())[index](x)
+        return y
 
     def add(self, total: Tensor | None, x: Tensor, gates: Gates, run: tuple[int, ...]) -> Tensor:
         """Adds the gated outputs of some options to a sum."""

@@ -153,6 +153,8 @@ def _numbers(block: Any) -> tuple[int, int, str]:
     acts = [_activation(name, getattr(block, name)) for name in _STAGES[:2]]
     if acts[0] != acts[1]:
         raise ValueError(f"expand and depthwise have the activations {acts[0]} and {acts[1]}; they must be the same.")
+    if getattr(block, "squeeze", None) is not None:
+        raise ValueError("The block has squeeze-and-excitation, which this does not compute. Call the block itself.")
     if (getattr(block, "shuffle", None) is None) != (groups == 1):
         raise ValueError(f"A block of {groups} groups must {'not ' * (groups == 1)}have a channel shuffle.")
     if block.residual and (stride != 1 or first.conv.in_channels != last.conv.out_channels):

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from cost_models.spec import OpSpec
-from pynas.choices import Choice, Slot
 from pynas.ops import mbconv
-from pynas.ops.layers import build as build_op
 from pynas.registry import SPACES
+from pynas.spaces.layerwise import Layerwise, initialise_conv
 
 OPTIONS = ("k3_e1", "k3_e1_g2", "k3_e3", "k3_e6", "k5_e1", "k5_e1_g2", "k5_e3", "k5_e6", "skip")
 assert all(name in mbconv.OPTIONS for name in OPTIONS)
@@ -26,22 +23,8 @@ SMALL_STAGES = ((16, 1, 1), (24, 4, 1), (32, 4, 2), (64, 4, 2), (112, 4, 1), (18
 TINY_STAGES = ((8, 1, 1), (16, 2, 2), (24, 2, 2), (48, 1, 1))
 
 
-class LayerwiseNet(nn.Module):
-    """Stem, a chain of layers, head: (B, 3, S, S) -> (B, classes)."""
-
-    def __init__(self, stem: nn.Module, layers: OrderedDict[str, nn.Module], head: OrderedDict[str, nn.Module]) -> None:
-        super().__init__()
-        self.stem = stem
-        self.layers = nn.Sequential(layers)
-        self.head = nn.Sequential(head)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.layers(self.stem(x)))
-        return logits
-
-
 @dataclass(frozen=True)
-class FBNetSpace:
+class FBNetSpace(Layerwise):
     """FBNet's macro-architecture with nine options at every layer.
 
     Args:
@@ -70,83 +53,18 @@ class FBNetSpace:
     head_channels: int = 1504
     dropout: float = 0.0
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "stages", tuple(tuple(stage) for stage in self.stages))
-        for field in ("input_size", "classes", "stem_channels", "stem_stride", "head_channels"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field} of space {self.name!r} must be a positive whole number, not {value!r}.")
-        if not (isinstance(self.width, int | float) and 0 < self.width <= 16):
-            raise ValueError(f"width of space {self.name!r} must lie in (0, 16], not {self.width!r}.")
-        if not (isinstance(self.dropout, int | float) and 0 <= self.dropout < 1):
-            raise ValueError(f"dropout of space {self.name!r} must lie in [0, 1), not {self.dropout!r}.")
-        whole = all(len(stage) == 3 and all(isinstance(n, int) and n > 0 for n in stage) for stage in self.stages)
-        if not self.stages or not whole:
-            raise ValueError(
-                f"stages of space {self.name!r} must be (channels, layers, stride) triples, not {self.stages!r}."
-            )
-        shrink = self.stem_stride * math.prod(stage[2] for stage in self.stages)
-        if self.input_size < shrink:
-            raise ValueError(
-                f"Space {self.name!r} shrinks its input {shrink} times; input_size {self.input_size} is too small."
-            )
+    OPTIONS: ClassVar[tuple[str, ...]] = OPTIONS
 
-    def options(self) -> dict[str, Any]:
-        fields = asdict(self)
-        del fields["name"]
-        return fields | {"stages": [list(stage) for stage in self.stages]}
+    def _stem(self) -> dict[str, OpSpec]:
+        channels, size, stride = self._channels(self.stem_channels), self.input_size, self.stem_stride
+        return {"conv": OpSpec("conv", 3, channels, size, kernel=3, stride=stride)}
 
-    def _channels(self, channels: int) -> int:
-        return math.ceil(channels * self.width / 8) * 8
-
-    def slots(self) -> tuple[Slot, ...]:
-        found: list[Slot] = []
-        channels = self._channels(self.stem_channels)
-        size = -(-self.input_size // self.stem_stride)
-        for stage_channels, layers, stage_stride in self.stages:
-            for layer in range(layers):
-                choice = Choice(f"layer{len(found) + 1}", OPTIONS)
-                stride = stage_stride if layer == 0 else 1
-                slot = Slot(choice.name, choice, "mbconv", channels, self._channels(stage_channels), size, stride)
-                found.append(slot)
-                channels, size = slot.out_channels, slot.out_size
-        return tuple(found)
-
-    def choices(self) -> tuple[Choice, ...]:
-        return tuple(slot.choice for slot in self.slots())
-
-    def _stem(self) -> OpSpec:
-        return OpSpec("conv", 3, self._channels(self.stem_channels), self.input_size, kernel=3, stride=self.stem_stride)
-
-    def _head(self) -> dict[str, OpSpec]:
-        last = self.slots()[-1]
-        return {
-            "conv": OpSpec("conv", last.out_channels, self.head_channels, last.out_size),
-            "pool": OpSpec("pool", self.head_channels, self.head_channels, last.out_size),
-            "classifier": OpSpec("linear", self.head_channels, self.classes, 1),
-        }
-
-    def fixed_specs(self) -> tuple[OpSpec, ...]:
-        return (self._stem(), *self._head().values())
-
-    def build(self, pick: Callable[[Slot], nn.Module]) -> nn.Module:
-        layers = OrderedDict((slot.name, pick(slot)) for slot in self.slots())
-        head = OrderedDict((name, build_op(spec)) for name, spec in self._head().items())
-        if self.dropout:
-            head["dropout"] = nn.Dropout(self.dropout)
-            head.move_to_end("classifier")
-        net = LayerwiseNet(build_op(self._stem()), layers, head)
-        net.apply(_initialise)
-        return net
-
-
-def _initialise(module: nn.Module) -> None:
-    """He initialisation by fan-out, as usual for these blocks; the paper does not name one."""
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    elif isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=0.01)
-        nn.init.zeros_(module.bias)
+    def _initialise(self, module: nn.Module) -> None:
+        """He initialisation by fan-out, as usual for these blocks; the paper does not name one."""
+        initialise_conv(module)
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+            nn.init.zeros_(module.bias)
 
 
 SPACES.add("fbnet", FBNetSpace)

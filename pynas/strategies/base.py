@@ -14,6 +14,7 @@ from pynas.registry import SearchSpace
 from pynas.supernet import CostTable
 from pynas.training.feed import Feed
 from pynas.training.loop import Progress
+from pynas.training.run import RunFolder
 
 S = TypeVar("S", bound="Strategy")
 
@@ -70,6 +71,8 @@ class Strategy(ABC):
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
     COST: ClassVar[str] = ""
+    # Expectation and strict fairness, in the words of FairNAS's table (from memory of the paper, unverified).
+    FAIR: ClassVar[tuple[str, str]] = ("-", "-")
 
     @classmethod
     def preset(cls: type[S], name: str, **changes: Any) -> S:
@@ -91,9 +94,16 @@ class Strategy(ABC):
                 raise unknown(f"hyper-parameter of strategy {cls.__name__}", key, fields)
         return cls.PRESETS[name]
 
+    def suit(self, space: SearchSpace) -> None:  # noqa: B027  most strategies need nothing
+        """Takes from the space what the number of steps depends on. Comes before `steps`; `prepare` does it too.
+
+        Raises:
+            ValueError: For hyper-parameters that do not fit the space.
+        """
+
     @abstractmethod
     def macs_per_image(self, space: SearchSpace) -> float:
-        """Multiply-adds of one training image, forward and backward (three times the forward pass), on average."""
+        """Multiply-adds of a step over the images of a batch: three times the forward passes, on average."""
 
     @abstractmethod
     def prepare(self, problem: Problem) -> None:
@@ -109,11 +119,16 @@ class Strategy(ABC):
 
     @abstractmethod
     def end_epoch(self, epoch: int) -> dict[str, Any]:
-        """What is worth logging of a finished epoch."""
+        """What is worth logging of a finished epoch; the report of `pynas.updates.UpdateCounts` always."""
 
     @abstractmethod
-    def derive(self, feed: Feed) -> list[Candidate]:
-        """The found networks, best first."""
+    def derive(self, feed: Feed, run: RunFolder | None = None) -> list[Candidate]:
+        """The found networks, best first.
+
+        Args:
+            feed: Has the images.
+            run: Where what was judged may be kept, so that an interrupted derivation goes on.
+        """
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]: ...

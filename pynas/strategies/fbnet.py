@@ -12,17 +12,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pynas.budget import BudgetedPaths, cost_range, to_architecture
+from pynas.budget import cost_range
 from pynas.fields import check_fields
 from pynas.objective import LagrangeObjective, Objective, PaperObjective
 from pynas.registry import STRATEGIES, SearchSpace
 from pynas.samplers import GumbelSampler, Sample, Theta
 from pynas.strategies.base import Candidate, Problem, Strategy
+from pynas.strategies.derive import ranked, sampled, submodels
 from pynas.supernet import Supernet, mean_macs
-from pynas.training.evaluate import accuracy, recalibrate
 from pynas.training.feed import Feed
 from pynas.training.loop import Progress
 from pynas.training.optim import autocast, cosine, fast_layout, set_lr
+from pynas.training.run import RunFolder
+from pynas.updates import UpdateCounts
+
+CALIBRATE = 512  # images for the batch norms of a derived network
 
 
 @STRATEGIES.register("fbnet")
@@ -89,6 +93,7 @@ class FBNet(Strategy):
         "paper": {},
         "quick": {"epochs": 16, "batch_size": 64, "warmup_epochs": 4, "theta_lr": 0.1, "samples": 8},
     }
+    FAIR: ClassVar[tuple[str, str]] = ("no", "no")
     COST: ClassVar[str] = "216 GPU-hours in the paper (8 GPUs, 27 hours, 100 classes of ImageNet)"
 
     def __post_init__(self) -> None:
@@ -120,6 +125,8 @@ class FBNet(Strategy):
         momentum, decay = self.weight_momentum, self.weight_decay
         self.weight_optimizer = torch.optim.SGD(self.net.parameters(), self.weight_lr, momentum, weight_decay=decay)
         self.theta_optimizer = torch.optim.Adam([self.theta.logits], self.theta_lr, weight_decay=self.theta_decay)
+        self.counts = UpdateCounts(self.net.choices)
+        self._first = {slot.choice.name: slot.name for slot in reversed(self.net.slots)}
         self.draws = 0  # number of Gumbel draws so far: the step of the counter-based generator
         self.baseline: float | None = None
         self.history: list[Tensor] = []
@@ -166,6 +173,7 @@ class FBNet(Strategy):
         self.weight_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.weight_optimizer.step()
+        self.counts.add_gates({choice: sample.gates[slot] for choice, slot in self._first.items()})
         value = float(loss.detach())
         return {"loss": value, "lr": lr, "weight_loss": value, "weight_accuracy": _right(logits, y)}
 
@@ -256,6 +264,7 @@ class FBNet(Strategy):
             "skip_share": self.skip_share(),
             "entropy": entropy,
             "mean_entropy": math.fsum(entropy) / len(entropy),
+            **self.counts.report(),
         }
 
     def theta_history(self) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -264,29 +273,15 @@ class FBNet(Strategy):
             torch.stack(self.history).numpy() if self.history else np.zeros((0, *self.theta.logits.shape), np.float32)
         )
 
-    def derive(self, feed: Feed) -> list[Candidate]:
+    def derive(self, feed: Feed, run: RunFolder | None = None) -> list[Candidate]:
         """The most probable network and samples from theta, all within the budget, ranked by their accuracy.
 
         Accuracy is that of inherited weights after batch-norm recalibration, on the images held out for theta. The
         paper trains several samples from scratch and keeps the best; `pynas.retrain(run, net=...)` trains others too.
         """
         log_p = self.theta.log_probabilities().detach().double().numpy()
-        budget = self.problem.budget
-        limit = cost_range(self.table).high if budget is None else budget
-        slack = 1.0 if budget is None else self.problem.slack
-        paths = BudgetedPaths(self.table, log_p, limit, slack)
-        drawn = [("most probable", paths.most_likely())]
-        drawn += [("sample", path) for path in paths.sample(self.samples, self.problem.seed)]
-        found: dict[str, Candidate] = {}
-        for origin, path in drawn:
-            architecture = to_architecture(self.problem.space, self.net.choices, path)
-            if architecture.fingerprint in found:
-                continue
-            net = self.net.inherit(architecture)
-            recalibrate(net, feed.data.weights, feed.data)
-            right = accuracy(net, feed.data.arch, feed.data, amp=self.problem.amp)
-            found[architecture.fingerprint] = Candidate(architecture, right, self.table.cost(architecture), origin)
-        return sorted(found.values(), key=lambda candidate: -candidate.accuracy)
+        found = sampled(self.problem, log_p, self.samples)
+        return ranked(self.problem, found, submodels(self.net, self.problem, feed, CALIBRATE, run))
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -295,6 +290,7 @@ class FBNet(Strategy):
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "theta_optimizer": self.theta_optimizer.state_dict(),
             "objective": self.target.state_dict(),
+            "counts": self.counts.state_dict(),
             "draws": self.draws,
             "baseline": self.baseline,
             "history": torch.stack(self.history) if self.history else None,
@@ -307,6 +303,7 @@ class FBNet(Strategy):
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.theta_optimizer.load_state_dict(state["theta_optimizer"])
         self.target.load_state_dict(state["objective"])
+        self.counts.load_state_dict(state["counts"])
         self.draws, self.baseline = state["draws"], state["baseline"]
         self.history = [] if state["history"] is None else list(state["history"])
         torch.set_rng_state(state["rng"])

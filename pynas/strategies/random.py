@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pynas.architecture import Architecture
 from pynas.budget import BudgetedPaths, cost_range, to_architecture
@@ -18,7 +19,9 @@ from pynas.supernet import CostTable, mean_macs
 from pynas.training.evaluate import accuracy
 from pynas.training.feed import Feed
 from pynas.training.loop import Progress
+from pynas.training.run import RunFolder
 from pynas.training.train import Recipe, Training
+from pynas.updates import UpdateCounts
 
 
 def random_architectures(
@@ -87,6 +90,7 @@ class RandomSearch(Strategy):
             problem.space, problem.table, self.candidates, problem.budget, problem.slack, problem.seed
         )
         self.tried = len(self.architectures)
+        self.counts = UpdateCounts(problem.space.choices())
         self.accuracies: list[float] = []
         self._begin(0)
 
@@ -108,12 +112,23 @@ class RandomSearch(Strategy):
         metrics = self.training.step(feed, Progress(epoch, progress.step))
         if epoch == self.training.epochs - 1 and progress.step == feed.steps_weights - 1:
             self.accuracies.append(accuracy(self.training.result(), feed.data.arch, feed.data, amp=self.problem.amp))
+            self.counts.add_paths(self._path(candidate), times=self.training.epochs * feed.steps_weights)
         return metrics
 
-    def end_epoch(self, epoch: int) -> dict[str, Any]:
-        return {"candidate": self._place(epoch)[0], "accuracies": list(self.accuracies)}
+    def _path(self, candidate: int) -> Tensor:
+        """Options of a candidate, shape (1, choices)."""
+        chosen = self.architectures[candidate].choices
+        return torch.tensor([[choice.options.index(chosen[choice.name][0]) for choice in self.counts.choices]])
 
-    def derive(self, feed: Feed) -> list[Candidate]:
+    def end_epoch(self, epoch: int) -> dict[str, Any]:
+        """Counts are those of finished candidates; each has weights of its own, so they only show what was tried."""
+        return {
+            "candidate": self._place(epoch)[0],
+            "accuracies": list(self.accuracies),
+            **self.counts.report(),
+        }
+
+    def derive(self, feed: Feed, run: RunFolder | None = None) -> list[Candidate]:
         """All candidates, ranked by their accuracy on the images held out for the architecture."""
         found = [
             Candidate(architecture, right, self.problem.table.cost(architecture), "random")
@@ -122,9 +137,15 @@ class RandomSearch(Strategy):
         return sorted(found, key=lambda candidate: -candidate.accuracy)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"current": self.current, "accuracies": self.accuracies, "training": self.training.state_dict()}
+        return {
+            "current": self.current,
+            "accuracies": self.accuracies,
+            "training": self.training.state_dict(),
+            "counts": self.counts.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._begin(state["current"])
         self.accuracies = list(state["accuracies"])
+        self.counts.load_state_dict(state["counts"])
         self.training.load_state_dict(state["training"])

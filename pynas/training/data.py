@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -55,8 +56,7 @@ class Data:
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Turns uint8 images of shape (B, 3, S, S) into the float32 that networks are trained on."""
-        mean, std = (torch.tensor(x, device=pixels.device).view(3, 1, 1) * 255 for x in (self.mean, self.std))
-        return pixels.to(torch.float32).sub_(mean).div_(std)
+        return normalised(pixels, self.mean, self.std)
 
     def describe(self) -> str:
         """A few lines for reports: what the data is, how it is split and changed, and the notes."""
@@ -69,6 +69,12 @@ class Data:
             f"augment {self.augment}; mean {mean}, standard deviation {std}",
         ]
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+
+def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 images (B, 3, S, S) as float32, less the mean and over the deviation of each channel (of 0 to 1)."""
+    centre, scale = (torch.tensor(x, device=pixels.device).view(3, 1, 1) * 255 for x in (mean, std))
+    return pixels.to(torch.float32).sub_(centre).div_(scale)
 
 
 def open_data(

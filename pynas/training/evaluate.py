@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pynas.training.data import Data
 from pynas.training.feed import batches
 from pynas.training.images import Images
 from pynas.training.optim import Amp, autocast, fast_layout
+
+Norm = nn.modules.batchnorm._BatchNorm
 
 
 def accuracy(net: nn.Module, images: Images, data: Data, batch_size: int = 256, amp: Amp = "off") -> float:
@@ -27,7 +33,8 @@ def accuracy(net: nn.Module, images: Images, data: Data, batch_size: int = 256, 
 def recalibrate(net: nn.Module, images: Images, data: Data, limit: int = 512, batch_size: int = 128) -> None:
     """Sets batch-norm statistics to the exact mean over some training images.
 
-    A supernet's running statistics mix all sampled paths and fit none of them (SPOS, section 3.4).
+    A supernet's running statistics mix all sampled paths and fit none of them (SPOS, section 3.4). `submodels` does
+    this for many networks of a supernet without building them.
 
     Args:
         net: Changed in place, and left in eval mode.
@@ -36,20 +43,33 @@ def recalibrate(net: nn.Module, images: Images, data: Data, limit: int = 512, ba
         limit: Number of images, from the start of a fixed permutation.
         batch_size: Larger batches give statistics nearer to those of training.
     """
-    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative average
+    norms = [module for module in net.modules() if isinstance(module, Norm)]
+    some = itertools.islice(batches(images, batch_size, data), -(-limit // batch_size))
     net.train()
-    seen = 0
     with torch.no_grad():
-        for x, _ in batches(images, batch_size, data):
-            if seen >= limit:
-                break
-            if len(x) > 1:
-                net(fast_layout(x))
-            seen += len(x)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+        averaged_statistics(norms, net, (fast_layout(x) for x, _ in some))
     net.eval()
+
+
+def averaged_statistics(norms: Sequence[nn.Module], forward: Callable[[Tensor], Any], inputs: Iterable[Tensor]) -> None:
+    """Gives batch norms the mean of their batch statistics over some forward passes, weighed by images.
+
+    Args:
+        norms: In training mode when `forward` runs.
+        forward: Runs them on a batch.
+        inputs: Batches; those of one image, which have no variance, are left out.
+    """
+    layers: list[Any] = list(norms)
+    momenta = [norm.momentum for norm in layers]
+    for norm in layers:
+        norm.reset_running_stats()
+    seen = 0
+    for x in inputs:
+        if len(x) < 2:
+            continue
+        seen += len(x)
+        for norm in layers:
+            norm.momentum = len(x) / seen  # a cumulative average, in a way that fused kernels take part in
+        forward(x)
+    for norm, momentum in zip(layers, momenta, strict=True):
+        norm.momentum = momentum

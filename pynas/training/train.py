@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
+from cost_models.names import unknown
 from pynas.fields import check_fields
 from pynas.training.feed import Feed
 from pynas.training.loop import Progress
 from pynas.training.optim import Amp, autocast, cosine, fast_layout, set_lr
+
+# Plain SGD with momentum and a cosine: what is not in a paper's recipe.
+_PLAIN: dict[str, Any] = {
+    "warmup_epochs": 0.0,
+    "label_smoothing": 0.0,
+    "ema_decay": 0.0,
+    "clip": 0.0,
+    "nesterov": False,
+    "decay": "all",
+}
 
 
 @dataclass(frozen=True)
@@ -22,15 +33,19 @@ class Recipe:
     """How a network is trained alone.
 
     FBNet's paper trains for 360 epochs at batch 256 with steps at 90, 180 and 270 (from memory, unverified); a cosine
-    and fewer epochs are what small data sets want.
+    and fewer epochs are what small data sets want. Presets: "fairnas" is the schedule that FairNAS's paper gives for
+    its supernet (that A, B and C were trained by it alone is unverified); "nas_bench_macro" is how the networks of
+    NAS-Bench-Macro's table were trained, but for keeping the best epoch on the test images, which we do not do.
 
     Args:
         epochs: Passes over the training images.
         batch_size: Images per step.
         lr: Peak learning rate of SGD.
         warmup_epochs: Of linear warm-up.
-        momentum: Of SGD (Nesterov).
-        weight_decay: On convolution and classifier weights, not on batch norm and biases.
+        momentum: Of SGD.
+        nesterov: Whether it is Nesterov's.
+        weight_decay: Of SGD.
+        decay: On "weights" of convolutions and classifier alone, or on "all" parameters, batch norm and biases too.
         label_smoothing: Of the cross-entropy.
         ema_decay: Of the moving average of the weights, which is what is kept; 0 for none.
         clip: Largest norm of the gradient; 0 for none.
@@ -45,6 +60,21 @@ class Recipe:
     label_smoothing: float = 0.1
     ema_decay: float = 0.99
     clip: float = 5.0
+    nesterov: bool = True
+    decay: Literal["weights", "all"] = "weights"
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "quick": {},
+        "fairnas": {"epochs": 150, "batch_size": 256, "lr": 0.045, "weight_decay": 4e-5, **_PLAIN},
+        "nas_bench_macro": {"epochs": 50, "batch_size": 256, "lr": 0.1, "weight_decay": 5e-4, **_PLAIN},
+    }
+
+    @staticmethod
+    def preset(name: str, **changes: Any) -> Recipe:
+        """The recipe of that name, some of it changed. Raises ValueError if there is none."""
+        if name not in Recipe.PRESETS:
+            raise unknown("recipe", name, Recipe.PRESETS)
+        return Recipe(**{**Recipe.PRESETS[name], **changes})
 
     def __post_init__(self) -> None:
         check_fields(self, "the recipe")
@@ -93,10 +123,12 @@ class Training:
         self.recipe = recipe
         self.amp = amp
         self.epochs = recipe.epochs
-        decayed = [p for p in net.parameters() if p.dim() > 1]
-        free = [p for p in net.parameters() if p.dim() <= 1]
+        decayed = [p for p in net.parameters() if p.dim() > 1 or recipe.decay == "all"]
+        free = [p for p in net.parameters() if p.dim() <= 1 and recipe.decay == "weights"]
         groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=recipe.momentum > 0)
+        self.optimizer = torch.optim.SGD(
+            groups, recipe.lr, recipe.momentum, nesterov=recipe.nesterov and recipe.momentum > 0
+        )
         self.average: AveragedModel | None = None
         if recipe.ema_decay:
             average = moving_average(recipe.ema_decay)
