@@ -21,7 +21,7 @@ void MbBackwardPass<T>::first_half(const MbOption<T>& option, int64_t first, int
   layout_.for_out_bands(share, Way::kUp, [&](const Band& band) {
     if (first_group_) product_gradient(band);
     int64_t now = have;
-    for_slices<T>(first, channels, [&](const Slice& slice) {
+    for_slices<T>(first, channels, [&](const Channels& slice) {
       const Expander<T> expander = expander_of(slice, rows);
       now = hidden_for(expander, option, band, have);
       first_half_of(expander, option, band, index, worker);
@@ -34,7 +34,7 @@ template <typename T>
 void MbBackwardPass<T>::first_half_of(const Expander<T>& expander, const MbOption<T>& option,
                                       const Band& band, int64_t share, int64_t worker) {
   constexpr int64_t kL = kLanes<T>;
-  const Slice& slice = expander.slice;
+  const Channels& slice = expander.slice;
   const Lines<T> gradients = gradients_at(slice, worker, band.first_row());
   outer_gradient(expander, band, gradients);
   T* hidden = bands_ + worker * larger(in_room_, out_room_) * slice_;
@@ -105,7 +105,7 @@ OuterRow<T> MbBackwardPass<T>::outer_row(const Expander<T>& expander, const Band
 }
 
 template <typename T>
-Expander<T> MbBackwardPass<T>::expander_of(const Slice& slice, const Rows<T>& rows) const {
+Expander<T> MbBackwardPass<T>::expander_of(const Channels& slice, const Rows<T>& rows) const {
   const Rows<T> of_slice = rows.from(slice.at);
   return {s_,       args_.x,  packed_,
           slice,    of_slice, scatter_,
@@ -176,7 +176,7 @@ void MbBackwardPass<T>::second_half(const MbOption<T>& option, int64_t first, in
     const int64_t need = smaller(layout_.out_height, (band.y1 - 1 + pad) / s_.stride + 1);
     const Band part{band.n0, band.n1, done, need, layout_.out_width, layout_.out_height};
     int64_t now = have;
-    for_slices<T>(first, channels, [&](const Slice& slice) {
+    for_slices<T>(first, channels, [&](const Channels& slice) {
       const Expander<T> expander = expander_of(slice, rows);
       const Rows<T> of_slice = gradients.from(slice.at);
       if (need > done) {
@@ -197,7 +197,7 @@ void MbBackwardPass<T>::convolution_gradient(const Expander<T>& expander,
                                              const MbOption<T>& option, const Band& part,
                                              const Rows<T>& to, int64_t share, int64_t worker) {
   constexpr int64_t kL = kLanes<T>;
-  const Slice& slice = expander.slice;
+  const Channels& slice = expander.slice;
   const DepthwiseGradient<T> act =
       depthwise_gradient<T>(option.kernel, s_.stride, s_.activation);
   const Depthwise<T> convolution = depthwise<T>(option.kernel, s_.stride);
@@ -230,7 +230,7 @@ void MbBackwardPass<T>::input_rows(const Expander<T>& expander, const MbOption<T
                                    const Band& band, const Rows<T>& gradients, T* lines,
                                    double* of_share) {
   constexpr int64_t kL = kLanes<T>;
-  const Slice& slice = expander.slice;
+  const Channels& slice = expander.slice;
   const DepthwiseGradient<T> act =
       depthwise_gradient<T>(option.kernel, s_.stride, s_.activation);
   const T* window[kMostKernel];
@@ -348,7 +348,7 @@ void MbBackwardPass<T>::through_first_norm(const MbOption<T>& option, int64_t fi
   const Rows<T> rows = hidden_rows(option, worker);
   T* lines = bands_ + worker * larger(in_room_, out_room_) * slice_;
   layout_.for_in_bands(layout_.share(index), Way::kUp, [&](const Band& band) {
-    for_slices<T>(first, channels, [&](const Slice& slice) {
+    for_slices<T>(first, channels, [&](const Channels& slice) {
       const Rows<T> of_slice = rows.from(slice.at);
       for (int64_t row = 0; row < band.rows(); ++row) {
         const T* gradient = of_slice.inside(band.n0 + row / (band.y1 - band.y0),
@@ -364,7 +364,7 @@ void MbBackwardPass<T>::through_first_norm(const MbOption<T>& option, int64_t fi
 
 // What a band gives to the gradient of the first convolution and to that of the input.
 template <typename T>
-void MbBackwardPass<T>::input_products(const Slice& slice, const Band& band, const T* lines,
+void MbBackwardPass<T>::input_products(const Channels& slice, const Band& band, const T* lines,
                                        int64_t share) {
   constexpr int64_t kL = kLanes<T>;
   const int64_t in = s_.in_channels, wide = layout_.in_padded;

@@ -43,7 +43,7 @@ class MbBackwardPass {
   void first_half_of(const Expander<T>& expander, const MbOption<T>& option, const Band& band,
                      int64_t share, int64_t worker);
   void keep_slopes(const Band& band, const Expander<T>& expander, int64_t from, int64_t to);
-  Expander<T> expander_of(const Slice& slice, const Rows<T>& rows) const;
+  Expander<T> expander_of(const Channels& slice, const Rows<T>& rows) const;
   void clear_pads(const Rows<T>& rows, const Share& share) const;
   void outer_gradient(const Expander<T>& expander, const Band& band, const Lines<T>& gradients);
   int64_t hidden_for(const Expander<T>& expander, const MbOption<T>& option, const Band& band,
@@ -64,7 +64,7 @@ class MbBackwardPass {
   void inner_raw_2(const InnerRow<T>& line) const;
   void through_first_norm(const MbOption<T>& option, int64_t first, int64_t channels,
                           int64_t share, int64_t worker);
-  void input_products(const Slice& slice, const Band& band, const T* lines, int64_t share);
+  void input_products(const Channels& slice, const Band& band, const T* lines, int64_t share);
   void add_shares(T* sums, int64_t elements) const;
   void write_expand(const MbOption<T>& option, const MbGradients<T>* to, int64_t first,
                     int64_t channels) const;
@@ -111,7 +111,7 @@ class MbBackwardPass {
             zeros_};
   }
   // Where a slice's gradients of the second norm's output stand, from that row on.
-  Lines<T> gradients_at(const Slice& slice, int64_t worker, int64_t row) const {
+  Lines<T> gradients_at(const Channels& slice, int64_t worker, int64_t row) const {
     if (stored_) return Lines<T>{gradients_, group_ / kLanes<T>, layout_.out_width}.from(slice.at);
     return {gradients_ + worker * lines_room_, kMostSlice<T>, layout_.out_width, row};
   }

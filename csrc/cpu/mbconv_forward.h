@@ -113,7 +113,7 @@ class MbForwardPass {
             zeros_};
   }
 
-  Expander<T> expander_of(const Slice& slice, const Rows<T>& rows) const {
+  Expander<T> expander_of(const Channels& slice, const Rows<T>& rows) const {
     const Rows<T> of_slice = rows.from(slice.at);
     return {s_,       args_.x,       packed_, slice, of_slice,
             scatter_, s_.activation, direct_ ? of_slice.data : nullptr, true};
@@ -128,7 +128,7 @@ class MbForwardPass {
     clear_sums(index);
     bool begun = false;
     layout_.for_in_bands(share, Way::kUp, [&](const Band& band) {
-      for_slices<T>(first, channels, [&](const Slice& slice) {
+      for_slices<T>(first, channels, [&](const Channels& slice) {
         const Expander<T> expander = expander_of(slice, rows);
         expander.multiply(band.n0, band.n1, band.y0, band.y1,
                           expander.rows.data + band.n0 * rows.image_step, Then::kSet);
@@ -176,7 +176,7 @@ class MbForwardPass {
     bool begun = false;
     layout_.for_out_bands(layout_.share(index), Way::kUp, [&](const Band& band) {
       int64_t now = have;
-      for_slices<T>(first, channels, [&](const Slice& slice) {
+      for_slices<T>(first, channels, [&](const Channels& slice) {
         const Expander<T> expander = expander_of(slice, rows);
         now = expander.expand_for(band, option.kernel, have, direct_ ? band.n0 : 0);
         values_of_slice(expander, convolution, option.kernel, band, index, begun);
@@ -188,7 +188,7 @@ class MbForwardPass {
 
   void values_of_slice(const Expander<T>& expander, const Depthwise<T>& convolution,
                        int64_t kernel, const Band& band, int64_t index, bool begun) {
-    const Slice& slice = expander.slice;
+    const Channels& slice = expander.slice;
     const Rows<T>& rows = expander.rows;
     const Lines<T> values = values_.from(slice.at);
     const T* weights = packed_.depthwise + slice.first;
@@ -227,7 +227,7 @@ class MbForwardPass {
     bool begun = false;
     layout_.for_out_bands(layout_.share(index), Way::kDown, [&](const Band& band) {
       T* product = products_ + band.begin() * wide;
-      for_slices<T>(first, channels, [&](const Slice& slice) {
+      for_slices<T>(first, channels, [&](const Channels& slice) {
         activate_values(slice, band, hidden);
         Gemm<T> g{slice.vectors, kLanes<T>, kLanes<T>, band_room_ * kLanes<T>, 1, wide,
                   kLanes<T>,     wide,      kLanes<T>};
@@ -243,7 +243,7 @@ class MbForwardPass {
   }
 
   // What the last convolution reads.
-  void activate_values(const Slice& slice, const Band& band, T* hidden) const {
+  void activate_values(const Channels& slice, const Band& band, T* hidden) const {
     const Lines<T> values = values_.from(slice.at);
     with_activation(s_.activation, [&](auto kind) {
       for (int64_t row = 0; row < band.rows(); ++row) {

@@ -157,7 +157,7 @@ struct Layout {
 };
 
 // Some channels of a group.
-struct Slice {
+struct Channels {
   int64_t first;    // the first one's place among the block's channels
   int64_t at;       // the first vector's place in the group
   int64_t vectors;
@@ -168,7 +168,7 @@ template <typename T, typename Do>
 void for_slices(int64_t first, int64_t channels, Do&& act) {
   const int64_t vectors = channels / kLanes<T>;
   for (int64_t at = 0; at < vectors; at += kMostSlice<T>) {
-    act(Slice{first + at * kLanes<T>, at, smaller(kMostSlice<T>, vectors - at)});
+    act(Channels{first + at * kLanes<T>, at, smaller(kMostSlice<T>, vectors - at)});
   }
 }
 

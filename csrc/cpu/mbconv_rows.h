@@ -13,7 +13,7 @@ struct Expander {
   const MbShape& shape;
   const T* x;
   const Packed<T>& packed;
-  Slice slice;
+  Channels slice;
   Rows<T> rows;            // of the slice
   const int32_t* scatter;  // where a position of one image, or of a band of images, goes
   Activation activation;
