@@ -9,8 +9,8 @@ bench/macro_ranking_report.py` reads them.
 
 Fixed before looking: the space `macro` at half the width (16; 32 x2, 64 x3, 128 x3; tail 640), 32 pixels; the 40,000
 images for the weights of a 80/20 split of the 50,000; batch 64, SGD 0.05 with a cosine to zero, momentum 0.9, decay
-4e-5 for all; 15,000 path-gradients each (FairNAS: 5,000 updates of three networks on one batch; EF: 5,000 draws of
-three updates; SPOS: 15,000 updates; One-Shot: as many in expectation), seeds 0, 1 and 2. After every eighth of them 24
+4e-5 for all; 18,000 path-gradients each (FairNAS: 6,000 updates of three networks on one batch; EF: 6,000 draws of
+three updates; SPOS: 18,000 updates; One-Shot: as many in expectation), seeds 0, 1 and 2. After every eighth of them 24
 networks, and at the end 240, evenly over MACs, the same for all runs, are judged with inherited weights after their
 batch norms have seen 512 images for the weights, on images held out (1,000 and 4,000 of them). Only training counts as
 the budget.
@@ -44,7 +44,7 @@ from pynas.training.submodels import Submodels
 STRATEGY_NAMES = ("fairnas", "spos", "ef", "one_shot")
 SEEDS = (0, 1, 2)
 WIDTH, HEAD = 0.5, 640
-PATH_GRADIENTS, PARTS = 15000, 8
+PATH_GRADIENTS, PARTS = 18000, 8
 SETTINGS: dict[str, Any] = {
     "epochs": PARTS,
     "batch_size": 64,
