@@ -137,9 +137,9 @@ def test_registration(kernel: Kernel, device: torch.device) -> None:
 @every_device
 @every_kernel
 def test_compiles(kernel: Kernel, device: torch.device) -> None:
-    torch._dynamo.reset()
-    compiled = torch.compile(kernel.op, fullgraph=True, backend="aot_eager")
     for args in kernel.samples(device, torch.float32):
+        torch._dynamo.reset()
+        compiled = torch.compile(kernel.op, fullgraph=True, backend="aot_eager")
         ours_all = outputs(compiled(*args))[: kernel.results]
         for ours, theirs in zip(ours_all, outputs(kernel.function(*args)), strict=True):
             assert torch.equal(ours, theirs)

@@ -349,3 +349,41 @@ def test_images_that_are_not_square(shape: tuple[int, int, int], stride: int) ->
     pairs += [(a.grad, b.grad) for a, b in zip(net.parameters(), twin.parameters(), strict=True)]
     for ours, theirs in pairs:  # masks may differ in single elements, so norms are compared
         assert (ours.double() - theirs).norm() <= 2e-2 * theirs.norm() + 1e-4
+
+
+# Images, channels, height and width of the input, and hidden channels: with more of these than are computed together,
+# where what lies between two passes is kept, where it is computed again, and where there are fewer positions than
+# channels.
+SIZES = [(6, 24, 17, 16, 500), (1, 4, 131, 133, 100), (6, 72, 10, 9, 330)]
+
+
+@pytest.mark.parametrize("activation", ["relu", "hardswish"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (7, 1), (5, 2)])
+def test_all_ways_of_cutting_a_layer(
+    size: tuple[int, int, int, int, int], kernel: int, stride: int, activation: str
+) -> None:
+    """In float64, against the reference; and on two threads, bit for bit."""
+    images, channels, height, width, hidden = size
+    shapes = [(hidden, channels, 1, 1), (hidden, 1, kernel, kernel), (channels, hidden, 1, 1)]
+    tensors = []
+    for shape in shapes:
+        tensors += [torch.randn(shape) * 0.5, 1 + 0.2 * torch.randn(shape[0]), 0.3 * torch.randn(shape[0])]
+    layer = [stride, channels, ["none", "relu", "relu6", "hardswish"].index(activation)]
+    call = ([*layer], [kernel, hidden, 1, 0, 1], -1, 1e-5)
+    inputs = [torch.randn(images, channels, height, width), *tensors]
+
+    def done(function: Callable[..., Any], threads: int = 1) -> list[Tensor]:
+        torch.set_num_threads(threads)
+        x, *parts = [part.double().requires_grad_() for part in inputs]
+        y, statistics = function(x, None, parts, *call)
+        y.backward(weight)
+        torch.set_num_threads(1)
+        return [y.detach(), statistics.detach(), *(part.grad for part in (x, *parts))]
+
+    out = -(-height // stride), -(-width // stride)
+    weight = torch.randn(images, channels, *out, dtype=torch.float64)
+    ours, expected = done(mbconv.mbconv_function), done(mbconv_reference)
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-7 * float(other.abs().max()))
+    assert all(map(torch.equal, done(mbconv.mbconv_function, 2), ours))

@@ -21,7 +21,8 @@ struct NormGradient {
     return {times + channel, square + channel, constant + channel};
   }
   void clear(int64_t c) const { times[c] = square[c] = constant[c] = 0; }
-  // scale: the norm's, with 1 / deviation; sum, against: of g, and of g times what is read less mean.
+  // scale: the norm's, with 1 / deviation; sum, against: of g, and of g times what is read less
+  // mean.
   void set(int64_t c, T scale, T mean, double rstd, double sum, double against,
            int64_t count) const {
     const double s = static_cast<double>(scale), n = static_cast<double>(count);
@@ -51,16 +52,16 @@ template <typename T>
 struct OuterRow {
   DepthwiseInput<T> in;
   const T* weights;
-  int64_t step;            // elements between taps
-  const T *scale, *bias;   // of the second norm
-  T* gradient;             // read
-  int64_t gradient_step;   // elements from a vector to the next
+  int64_t step;           // elements between taps
+  const T *scale, *bias;  // of the second norm
+  T* gradient;            // read
+  int64_t gradient_step;  // elements from a vector to the next
   // sums() writes g over `gradient`, what the last convolution read to `hidden`, and the
   // convolution's results to `values` unless that is null.
   T *hidden, *values;
-  int64_t hidden_step;     // `values` go with `gradient`
+  int64_t hidden_step;  // `values` go with `gradient`
   const T* mean;
-  T* sums;                 // [vector][2]: of g, and of g times the result's deviation from `mean`
+  T* sums;  // [vector][2]: of g, and of g times the result's deviation from `mean`
   // back() writes the gradient of the convolution's results.
   NormGradient<T> norm;
   T* back;
@@ -70,8 +71,8 @@ struct OuterRow {
 // The gradient of a row of the convolution's input (stride 1), through the activation before it.
 template <typename T>
 struct InnerRow {
-  DepthwiseInput<T> in;    // rows of the gradient of its results
-  const T* weights;        // the taps in reverse
+  DepthwiseInput<T> in;  // rows of the gradient of its results
+  const T* weights;      // the taps in reverse
   int64_t step;
   // Of that activation: results; and slopes, or null where results tell them.
   const T *output, *slopes;
@@ -103,22 +104,23 @@ struct DepthwiseGradientOf {
       row.in.of(v, rows);
       const Vector<T> scale = load(row.scale + v * kL), bias = load(row.bias + v * kL);
       const Vector<T> mean = load(row.mean + v * kL);
-      T *gradient = row.gradient + v * row.gradient_step, *hidden = row.hidden + v * row.hidden_step;
+      T *gradient = row.gradient + v * row.gradient_step,
+        *hidden = row.hidden + v * row.hidden_step;
       T* values = row.values ? row.values + v * row.gradient_step : nullptr;
       T* to = row.sums + v * 2 * kL;
       // Two chains of sums: neither waits for itself.
       Vector<T> sum[2] = {load(to)}, against[2] = {load(to + kL)};
-      depthwise_row<T, Kernel, Stride>(
-          rows, row.in.width, row.weights + v * kL, row.step,
-          [&](int64_t x, int i, Vector<T> value) {
-            const Vector<T> t = value * scale + bias;
-            const Vector<T> g = through<T>(Kind, load(gradient + x * kL), t);
-            store(gradient + x * kL, g);
-            store(hidden + x * kL, activate<T>(Kind, t));
-            if (values) store(values + x * kL, value);
-            sum[i % 2] += g;
-            against[i % 2] += g * (value - mean);
-          });
+      depthwise_row<T, Kernel, Stride>(rows, row.in.width, row.weights + v * kL, row.step,
+                                       [&](int64_t x, int i, Vector<T> value) {
+                                         const Vector<T> t = value * scale + bias;
+                                         const Vector<T> g =
+                                             through<T>(Kind, load(gradient + x * kL), t);
+                                         store(gradient + x * kL, g);
+                                         store(hidden + x * kL, activate<T>(Kind, t));
+                                         if (values) store(values + x * kL, value);
+                                         sum[i % 2] += g;
+                                         against[i % 2] += g * (value - mean);
+                                       });
       store(to, sum[0] + sum[1]);
       store(to + kL, against[0] + against[1]);
     }
@@ -129,15 +131,14 @@ struct DepthwiseGradientOf {
       const T* rows[Kernel];
       row.in.of(v, rows);
       const Vector<T> scale = load(row.scale + v * kL), bias = load(row.bias + v * kL);
-      const Vector<T> times = load(row.norm.times + v * kL), square = load(row.norm.square + v * kL);
+      const Vector<T> times = load(row.norm.times + v * kL),
+                      square = load(row.norm.square + v * kL);
       const Vector<T> constant = load(row.norm.constant + v * kL);
       const T* gradient = row.gradient + v * row.gradient_step;
       T* back = row.back + v * row.back_step;
       depthwise_row<T, Kernel, Stride>(
-          rows, row.in.width, row.weights + v * kL, row.step,
-          [&](int64_t x, int, Vector<T> value) {
-            const Vector<T> g =
-                through<T>(Kind, load(gradient + x * kL), value * scale + bias);
+          rows, row.in.width, row.weights + v * kL, row.step, [&](int64_t x, int, Vector<T> value) {
+            const Vector<T> g = through<T>(Kind, load(gradient + x * kL), value * scale + bias);
             store(back + x * kL, g * times + (value * square + constant));
           });
     }
@@ -151,16 +152,16 @@ struct DepthwiseGradientOf {
       const T* slopes = row.slopes ? row.slopes + v * row.output_step : nullptr;
       T *out = row.out + v * row.out_step, *to = row.sums + v * 2 * kL;
       Vector<T> sum[2] = {load(to)}, against[2] = {load(to + kL)};
-      depthwise_row<T, Kernel, 1>(
-          rows, row.in.width, row.weights + v * kL, row.step,
-          [&](int64_t x, int i, Vector<T> value) {
-            const Vector<T> result = load(output + x * kL);
-            const Vector<T> g =
-                slope_from_output(Kind) ? through<T>(Kind, value, result) : value * load(slopes + x * kL);
-            store(out + x * kL, g);
-            sum[i % 2] += g;
-            against[i % 2] += g * result;
-          });
+      depthwise_row<T, Kernel, 1>(rows, row.in.width, row.weights + v * kL, row.step,
+                                  [&](int64_t x, int i, Vector<T> value) {
+                                    const Vector<T> result = load(output + x * kL);
+                                    const Vector<T> g = slope_from_output(Kind)
+                                                            ? through<T>(Kind, value, result)
+                                                            : value * load(slopes + x * kL);
+                                    store(out + x * kL, g);
+                                    sum[i % 2] += g;
+                                    against[i % 2] += g * result;
+                                  });
       store(to, sum[0] + sum[1]);
       store(to + kL, against[0] + against[1]);
     }
@@ -196,7 +197,8 @@ DepthwiseGradient<T> depthwise_gradient(int64_t kernel, int64_t stride, Activati
   DepthwiseGradient<T> found;
   with_activation(kind, [&](auto a) {
     found = with_convolution(kernel, stride, [](auto k, auto s) {
-      return DepthwiseGradientOf<T, decltype(k)::value, decltype(s)::value, decltype(a)::value>::kTable;
+      return DepthwiseGradientOf<T, decltype(k)::value, decltype(s)::value,
+                                 decltype(a)::value>::kTable;
     });
   });
   return found;

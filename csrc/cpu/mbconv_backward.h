@@ -46,9 +46,8 @@ MbBackwardPass<T>::MbBackwardPass(const MbBackward<T>& args, const Workers& work
   const int64_t vectors = group_ / kLanes<T>;
   hidden_room_ = Rows<T>::elements(stored_ ? s_.images : at_once, vectors, hidden_kept_, in_room);
   hidden_rows_ = take<T>(workers, hidden_room_ * (stored_ ? 1 : workers.count));
-  second_rows_ = slopes_ || direct_
-                     ? take<T>(workers, hidden_room_ * (stored_ ? 1 : workers.count))
-                     : nullptr;
+  second_rows_ =
+      slopes_ || direct_ ? take<T>(workers, hidden_room_ * (stored_ ? 1 : workers.count)) : nullptr;
   zeros_ = Rows<T>::take_zero_row(workers, larger(in_room, out_room));
   gradient_room_ = vectors * of_gradients;
   gradient_rows_ = take<T>(workers, workers.count * gradient_room_);

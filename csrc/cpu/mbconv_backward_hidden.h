@@ -38,8 +38,7 @@ void MbBackwardPass<T>::first_half_of(const Expander<T>& expander, const MbOptio
   const Lines<T> gradients = gradients_at(slice, worker, band.first_row());
   outer_gradient(expander, band, gradients);
   T* hidden = bands_ + worker * larger(in_room_, out_room_) * slice_;
-  const DepthwiseGradient<T> act =
-      depthwise_gradient<T>(option.kernel, s_.stride, s_.activation);
+  const DepthwiseGradient<T> act = depthwise_gradient<T>(option.kernel, s_.stride, s_.activation);
   alignas(kVectorBytes) T sums[kMostSlice<T>][2 * kL] = {};
   const T* window[kMostKernel];
   for (int64_t row = 0; row < band.rows(); ++row) {
@@ -58,8 +57,8 @@ void MbBackwardPass<T>::first_half_of(const Expander<T>& expander, const MbOptio
   }
   if (!args_.gradients) return;
   const int64_t out = s_.out_channels, wide = layout_.out_padded;
-  const Gemm<T> across{1,      band.positions(), 1,  0,       wide,        kL, out_room_ * kL,
-                       group_, kL,               nullptr, Then::kAdd};
+  const Gemm<T> across{1,  band.positions(), 1,         0, wide, kL, out_room_ * kL, group_,
+                       kL, nullptr,          Then::kAdd};
   gemm(out, slice.vectors, across, product_gradient_ + band.begin() * wide, hidden,
        project_sums_ + share * out * group_ + slice.at * kL);
 }
@@ -69,8 +68,8 @@ template <typename T>
 void MbBackwardPass<T>::outer_gradient(const Expander<T>& expander, const Band& band,
                                        const Lines<T>& gradients) {
   const int64_t out = s_.out_channels, wide = layout_.out_padded;
-  const Gemm<T> down{1,         out, wide, 0, 1, packed_.room,
-                     kLanes<T>, 0,   gradients.vector_step(), out_scatter_};
+  const Gemm<T> down{
+      1, out, wide, 0, 1, packed_.room, kLanes<T>, 0, gradients.vector_step(), out_scatter_};
   gemm(band.positions(), expander.slice.vectors, down, product_gradient_ + band.begin() * wide,
        packed_.project + expander.slice.first, gradients.line(band.first_row()));
 }
@@ -86,8 +85,8 @@ int64_t MbBackwardPass<T>::hidden_for(const Expander<T>& expander, const MbOptio
 
 // What a row of a band's outputs is computed from.
 template <typename T>
-OuterRow<T> MbBackwardPass<T>::outer_row(const Expander<T>& expander, const Band& band,
-                                         int64_t row, const Lines<T>& gradients, int64_t kernel,
+OuterRow<T> MbBackwardPass<T>::outer_row(const Expander<T>& expander, const Band& band, int64_t row,
+                                         const Lines<T>& gradients, int64_t kernel,
                                          const T** window) const {
   const int64_t n = slot(band.n0 + row / (band.y1 - band.y0), band), first = expander.slice.first;
   const int64_t y = band.y0 + row % (band.y1 - band.y0);
@@ -107,8 +106,12 @@ OuterRow<T> MbBackwardPass<T>::outer_row(const Expander<T>& expander, const Band
 template <typename T>
 Expander<T> MbBackwardPass<T>::expander_of(const Channels& slice, const Rows<T>& rows) const {
   const Rows<T> of_slice = rows.from(slice.at);
-  return {s_,       args_.x,  packed_,
-          slice,    of_slice, scatter_,
+  return {s_,
+          args_.x,
+          packed_,
+          slice,
+          of_slice,
+          scatter_,
           slopes_ ? Activation::kNone : s_.activation,
           direct_ ? second_rows_ + (of_slice.data - hidden_rows_) : nullptr};
 }
@@ -193,13 +196,12 @@ void MbBackwardPass<T>::second_half(const MbOption<T>& option, int64_t first, in
 
 // Rows of the gradient of the depthwise output, and their part of the gradient of the convolution.
 template <typename T>
-void MbBackwardPass<T>::convolution_gradient(const Expander<T>& expander,
-                                             const MbOption<T>& option, const Band& part,
-                                             const Rows<T>& to, int64_t share, int64_t worker) {
+void MbBackwardPass<T>::convolution_gradient(const Expander<T>& expander, const MbOption<T>& option,
+                                             const Band& part, const Rows<T>& to, int64_t share,
+                                             int64_t worker) {
   constexpr int64_t kL = kLanes<T>;
   const Channels& slice = expander.slice;
-  const DepthwiseGradient<T> act =
-      depthwise_gradient<T>(option.kernel, s_.stride, s_.activation);
+  const DepthwiseGradient<T> act = depthwise_gradient<T>(option.kernel, s_.stride, s_.activation);
   const Depthwise<T> convolution = depthwise<T>(option.kernel, s_.stride);
   const Lines<T> gradients = gradients_at(slice, worker, part.first_row());
   if (!stored_) outer_gradient(expander, part, gradients);
@@ -231,8 +233,7 @@ void MbBackwardPass<T>::input_rows(const Expander<T>& expander, const MbOption<T
                                    double* of_share) {
   constexpr int64_t kL = kLanes<T>;
   const Channels& slice = expander.slice;
-  const DepthwiseGradient<T> act =
-      depthwise_gradient<T>(option.kernel, s_.stride, s_.activation);
+  const DepthwiseGradient<T> act = depthwise_gradient<T>(option.kernel, s_.stride, s_.activation);
   const T* window[kMostKernel];
   alignas(kVectorBytes) T sums[kMostSlice<T>][2 * kL] = {};
   for (int64_t row = 0; row < band.rows(); ++row) {
@@ -369,15 +370,24 @@ void MbBackwardPass<T>::input_products(const Channels& slice, const Band& band, 
   constexpr int64_t kL = kLanes<T>;
   const int64_t in = s_.in_channels, wide = layout_.in_padded;
   if (needs_expand_sums()) {
-    const Gemm<T> across{1,      band.positions(), 1,  0,       in,         kL, in_room_ * kL,
-                         group_, kL,               nullptr, Then::kAdd};
+    const Gemm<T> across{1,  band.positions(), 1,         0, in, kL, in_room_ * kL, group_,
+                         kL, nullptr,          Then::kAdd};
     gemm(in, slice.vectors, across, args_.x + band.begin() * in, lines,
          expand_sums_ + share * in * group_ + slice.at * kL);
   }
   if (args_.x_gradient) {
     const bool adds = begun_ || slice.first > 0;
-    const Gemm<T> up{slice.vectors, kL,   kL,      in_room_ * kL, 1, wide, kL,
-                     wide,          kL,   nullptr, adds ? Then::kAdd : Then::kSet};
+    const Gemm<T> up{slice.vectors,
+                     kL,
+                     kL,
+                     in_room_ * kL,
+                     1,
+                     wide,
+                     kL,
+                     wide,
+                     kL,
+                     nullptr,
+                     adds ? Then::kAdd : Then::kSet};
     gemm(band.positions(), wide / kL, up, lines,
          (direct_ ? packed_.expand : packed_.scaled) + slice.first * wide,
          input_gradient_ + band.begin() * wide);

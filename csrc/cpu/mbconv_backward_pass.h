@@ -62,8 +62,8 @@ class MbBackwardPass {
                    int64_t y) const;
   void inner_of_2(const InnerRow<T>& line) const;
   void inner_raw_2(const InnerRow<T>& line) const;
-  void through_first_norm(const MbOption<T>& option, int64_t first, int64_t channels,
-                          int64_t share, int64_t worker);
+  void through_first_norm(const MbOption<T>& option, int64_t first, int64_t channels, int64_t share,
+                          int64_t worker);
   void input_products(const Channels& slice, const Band& band, const T* lines, int64_t share);
   void add_shares(T* sums, int64_t elements) const;
   void write_expand(const MbOption<T>& option, const MbGradients<T>* to, int64_t first,
@@ -137,15 +137,17 @@ class MbBackwardPass {
   // What lies between the two halves is kept where that fits the caches, and else computed twice.
   bool stored_;
   int64_t hidden_kept_, hidden_room_, lines_room_;  // rooms: of a worker
-  const bool direct_;  // whether what the first norm reads is kept: its statistics are not the input's
+  const bool
+      direct_;  // whether what the first norm reads is kept: its statistics are not the input's
   const bool slopes_;  // whether slopes of the first activation are kept beside its outputs
-  T *hidden_rows_, *second_rows_, *gradient_rows_, *zeros_;  // second: what `direct_` or `slopes_` keep
-  T *values_;      // lines: outputs of the depthwise convolution, where they are stored
-  T *gradients_;   // lines: gradients of the norm after it
+  T *hidden_rows_, *second_rows_, *gradient_rows_,
+      *zeros_;    // second: what `direct_` or `slopes_` keep
+  T* values_;     // lines: outputs of the depthwise convolution, where they are stored
+  T* gradients_;  // lines: gradients of the norm after it
   T *product_gradient_, *input_gradient_, *bands_;
   T *expand_sums_, *project_sums_, *depthwise_sums_;  // of each share
   T *scale3_, *square3_, *constant3_;                 // gradient of the product, by channel
-  NormGradient<T> norm1_, norm2_;                      // by channel of a group
+  NormGradient<T> norm1_, norm2_;                     // by channel of a group
   T *mean1_, *mean2_;                                 // padded
   T* scaled_expand_;                                  // for the correction of the input
   int32_t *scatter_, *out_scatter_;
@@ -158,7 +160,8 @@ class MbBackwardPass {
   bool begun_ = false;  // whether there are gradients of the input to add to
   bool first_group_ = false;
   FirstNorm norm_;
-  double* products1_;  // sum of gradient times the first convolution's output, by channel of a group
+  double*
+      products1_;  // sum of gradient times the first convolution's output, by channel of a group
 };
 
 }  // namespace

@@ -162,7 +162,7 @@ void MbBackwardPass<T>::correct_input() {
   if (!args_.x_gradient) return;
   if (direct_) return;
   const int64_t in = s_.in_channels, wide = layout_.in_padded;
-  const Gemm<T> g{1,         packed_.room, packed_.room, 0,       1,          wide,
+  const Gemm<T> g{1,         packed_.room, packed_.room, 0,       1,         wide,
                   kLanes<T>, wide,         kLanes<T>,    nullptr, Then::kAdd};
   gemm(in, wide / kLanes<T>, g, scaled_expand_, packed_.expand, correction_.matrix);
 }

@@ -10,7 +10,7 @@ namespace {
 template <typename T>
 class MbForwardPass {
   static constexpr int64_t kBytes = sizeof(T);
-  static constexpr int64_t kRingBytes = 256 << 10;   // of hidden rows: a part of the second cache
+  static constexpr int64_t kRingBytes = 256 << 10;  // of hidden rows: a part of the second cache
   static constexpr int64_t kValueBytes = 32 << 20;  // of depthwise outputs between the two passes
 
  public:
@@ -28,7 +28,8 @@ class MbForwardPass {
     }
     const int64_t bands = Layout<T>::rows_at_once(layout_.out_height, layout_.out_width);
     kept_ = direct_ ? s_.height : smaller(s_.height, bands * s_.stride + kernel);
-    const int64_t room = layout_.row_room(s_.width, kernel / 2), lines = layout_.positions * kLanes<T>;
+    const int64_t room = layout_.row_room(s_.width, kernel / 2),
+                  lines = layout_.positions * kLanes<T>;
     const int64_t images = direct_ ? s_.images : layout_.images_at_once();
     const int64_t of_rows = Rows<T>::elements(images, 1, kept_, room);
     group_ = direct_ ? layout_.group(kGroupBytes / kBytes, of_rows + lines, most)
@@ -80,11 +81,11 @@ class MbForwardPass {
     Expander<T>::fill(layout_, rows_of(option, 0), scatter_);
     const Depthwise<T> convolution = depthwise<T>(option.kernel, s_.stride);
     for (int64_t first = 0; first < packed_.room; first += group_) {
-      const int64_t channels = smaller(group_, packed_.room - first), wanted = option.hidden - first;
+      const int64_t channels = smaller(group_, packed_.room - first),
+                    wanted = option.hidden - first;
       if (direct_) {
-        parallel(workers_, layout_.shares, [&](int64_t share, int64_t) {
-          expand(option, first, channels, share);
-        });
+        parallel(workers_, layout_.shares,
+                 [&](int64_t share, int64_t) { expand(option, first, channels, share); });
         collect(of.mean1 + first, of.variance1 + first, channels, wanted, layout_.in_image());
         packed_.fold_first(s_, option, of, first, first + channels);
       }
@@ -103,20 +104,15 @@ class MbForwardPass {
   Rows<T> rows_of(const MbOption<T>& option, int64_t worker) const {
     const int64_t pad = option.kernel / 2, room = layout_.row_room(s_.width, pad);
     const int64_t vectors = group_ / kLanes<T>;
-    return {rows_ + (direct_ ? 0 : worker) * rows_room_,
-            kept_,
-            s_.width,
-            pad,
-            room,
-            vectors,
-            Rows<T>::elements(1, vectors, kept_, room),
-            zeros_};
+    return {rows_ + (direct_ ? 0 : worker) * rows_room_, kept_, s_.width, pad, room, vectors,
+            Rows<T>::elements(1, vectors, kept_, room),  zeros_};
   }
 
   Expander<T> expander_of(const Channels& slice, const Rows<T>& rows) const {
     const Rows<T> of_slice = rows.from(slice.at);
-    return {s_,       args_.x,       packed_, slice, of_slice,
-            scatter_, s_.activation, direct_ ? of_slice.data : nullptr, true};
+    return {s_,       args_.x,  packed_,       slice,
+            of_slice, scatter_, s_.activation, direct_ ? of_slice.data : nullptr,
+            true};
   }
 
   // What the first convolution gives for a group of channels, and its sums.
@@ -186,8 +182,8 @@ class MbForwardPass {
     });
   }
 
-  void values_of_slice(const Expander<T>& expander, const Depthwise<T>& convolution,
-                       int64_t kernel, const Band& band, int64_t index, bool begun) {
+  void values_of_slice(const Expander<T>& expander, const Depthwise<T>& convolution, int64_t kernel,
+                       const Band& band, int64_t index, bool begun) {
     const Channels& slice = expander.slice;
     const Rows<T>& rows = expander.rows;
     const Lines<T> values = values_.from(slice.at);

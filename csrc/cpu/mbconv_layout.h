@@ -85,8 +85,8 @@ struct Layout {
     return {index * shape.images / shares, (index + 1) * shape.images / shares};
   }
 
-  // Positions of a row in memory, with `pad` zeros on both sides. At stride 2 tiles may read beyond.
-  // No multiple of four: rows would share the same few places of the caches.
+  // Positions of a row in memory, with `pad` zeros on both sides. At stride 2 tiles may read
+  // beyond. No multiple of four: rows would share the same few places of the caches.
   int64_t row_room(int64_t width, int64_t pad) const {
     const int64_t room = width + 2 * pad + (shape.stride == 2 ? 4 : 0);
     return room + (room % 4 == 0);
@@ -158,8 +158,8 @@ struct Layout {
 
 // Some channels of a group.
 struct Channels {
-  int64_t first;    // the first one's place among the block's channels
-  int64_t at;       // the first vector's place in the group
+  int64_t first;  // the first one's place among the block's channels
+  int64_t at;     // the first vector's place in the group
   int64_t vectors;
 };
 

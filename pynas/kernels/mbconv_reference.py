@@ -183,6 +183,9 @@ _SAMPLES: tuple[tuple[int, bool, tuple[int, int], int, int, str, tuple[tuple[int
     (2, True, (6, 6), 3, 1, "hardswish", ((3, 12, 2), (5, 6, 3))),  # a draw per image
     (1, False, (3, 5), 2, 1, "none", ((5, 5, 1),)),
     (5, False, (9, 9), 1, 1, "relu", ((3, 9, 3),)),
+    # More channels than positions, where the kernel takes the first norm's statistics from its own input.
+    (2, True, (20, 20), 3, 1, "relu6", ((3, 24, 2), (7, 10, 1))),
+    (2, False, (24, 16), 4, 2, "hardswish", ((5, 24, 4), (3, 20, 1))),
 )
 
 

@@ -15,7 +15,7 @@ from torch.nn.modules import module as torch_module
 
 from pynas.fuse import fold_conv_bn
 from pynas.kernels import setting
-from pynas.kernels.mbconv import mixed_mbconv, runs_fused
+from pynas.kernels.mbconv import mixed_mbconv, runs_fused, worth
 from pynas.kernels.mbconv_infer import inference_function
 from pynas.kernels.mbconv_reference import ACTIVATIONS, KERNELS_ALLOWED, is_channels_last
 from pynas.kernels.mbconv_update import update_norms
@@ -176,7 +176,7 @@ class Blocks:
         if numbers is None:
             return
         (self._in, out, stride, code), self._options = numbers
-        self._layer = stride, out, code
+        self._layer, self._worth = (stride, out, code), _worth(self._in, self._options)
         parts = division.parts()
         self._weights = [getattr(part, name)._parameters for part in parts for name, _ in _WEIGHTS]
         self._weight_keys = [key for _ in parts for _, key in _WEIGHTS]
@@ -219,7 +219,7 @@ class Blocks:
         out_positions = images * -(-height // stride) * -(-width // stride)
         if momentum is None or eps is None or channels != self._in or out_positions < 2:
             return None
-        if not runs_fused(x, len(self.division.blocks)):
+        if not runs_fused(x, self._worth):
             return None
         try:
             tensors = tuple(map(getitem, self._weights, self._weight_keys))
@@ -262,6 +262,11 @@ class Blocks:
         return y if is_channels_last(x) else y.contiguous()
 
 
+def _worth(in_channels: int, options: Sequence[int]) -> int:
+    """Of all options together, for `runs_fused`."""
+    return sum(worth(in_channels, kernel, hidden) for kernel, hidden in zip(options[::5], options[1::5], strict=True))
+
+
 def _common(norms: Sequence[dict[str, Any]]) -> tuple[float | None, float | None]:
     """eps and momentum of all norms; None where they differ, or a norm is in eval mode or averages otherwise."""
     first = norms[0]
@@ -297,7 +302,7 @@ def traced(division: Division, x: Tensor, gates: Tensor | None) -> Tensor | None
     out_positions = images * -(-height // stride) * -(-width // stride)
     if x.dtype not in (torch.float32, torch.float64) or channels != x.shape[1] or out_positions < 2:
         return None
-    if (gates is not None and gates.dtype != x.dtype) or not runs_fused(x, len(division.blocks)):
+    if (gates is not None and gates.dtype != x.dtype) or not runs_fused(x, _worth(channels, options)):
         return None
     tensors = [t for part in division.parts() for t in (part.conv.weight, part.bn.weight, part.bn.bias)]
     buffers = tuple(t for norm in norms for t in (norm.running_mean, norm.running_var, norm.num_batches_tracked))

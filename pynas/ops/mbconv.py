@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cost_models.spec import OpSpec
 from pynas.choices import Gates, Slot
-from pynas.kernels.mbconv import would_run
+from pynas.kernels.mbconv import worth, would_run
 from pynas.ops.fused import Blocks, Division, Wiring, takes, traced
 from pynas.ops.layers import ACTIVATIONS, MODULES, ConvBN, build
 from pynas.ops.mixed import Mixed
@@ -219,8 +219,9 @@ class MBConvFamily:
     def fused(self, slot: Slot, images: int) -> bool:
         """Whether the slot's blocks, all at once, run in a fused kernel in training on so many images, as it is set."""
         specs = [self.spec(slot, name) for name in slot.choice.options]
-        blocks = sum(spec.kind == "mbconv" and takes(spec.activation, spec.squeeze) for spec in specs)
-        return blocks > 0 and would_run(slot.in_channels, images * slot.size**2, blocks)
+        blocks = [spec for spec in specs if spec.kind == "mbconv" and takes(spec.activation, spec.squeeze)]
+        total = sum(worth(slot.in_channels, spec.kernel, spec.expansion * slot.in_channels) for spec in blocks)
+        return bool(blocks) and would_run(slot.in_channels, images * slot.size**2, total)
 
 
 FAMILIES.add("mbconv", MBConvFamily())
