@@ -244,22 +244,24 @@ class Selection:
         """Indices into the values, shape (min(keep, networks),)."""
         return np.asarray(self._population.get("X")[:, 0], dtype=np.int64)
 
-    def parents(self, pairs: int) -> Indices:
-        """Pairs of parents by binary tournaments on rank, then crowding; indices into the values, (pairs, 2)."""
-        from pymoo.algorithms.moo.nsga2 import binary_tournament
+    def parents(self, pairs: int, entrants: int = 2) -> Indices:
+        """Pairs of parents by tournaments on violation, rank and crowding; indices into the values, (pairs, 2).
+
+        Args:
+            pairs: How many.
+            entrants: Of a tournament; the best of them becomes a parent.
+        """
         from pymoo.operators.selection.tournament import TournamentSelection
 
-        rules = _Rules("comp_by_rank_and_crowding", self._random)
-        tournament = TournamentSelection(func_comp=binary_tournament, pressure=2)
-        chosen = tournament.do(
-            None, self._population, pairs, 2, to_pop=False, random_state=self._random, algorithm=rules
-        )
+        tournament = TournamentSelection(func_comp=self._winners, pressure=entrants)
+        chosen = tournament.do(None, self._population, pairs, 2, to_pop=False, random_state=self._random)
         return self.survivors[np.asarray(chosen, dtype=np.int64)]
 
-
-@dataclass(frozen=True)
-class _Rules:
-    """What pymoo's tournament reads off an algorithm."""
-
-    tournament_type: str
-    random_state: np.random.Generator
+    def _winners(self, population: Any, entrants: Any, **_: Any) -> Any:
+        """Of each row of entrants the one that comes first; equals in random order."""
+        broken, rank, crowding = (population.get(name).ravel() for name in ("CV", "rank", "crowding"))
+        shuffled = self._random.permutation(len(population))
+        order = shuffled[np.lexsort((-crowding[shuffled], rank[shuffled], broken[shuffled]))]
+        place = np.empty(len(order), dtype=np.int64)
+        place[order] = np.arange(len(order))
+        return entrants[np.arange(len(entrants)), place[entrants].argmin(1)]

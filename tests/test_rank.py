@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
+from shared_data import MACRO, shared
 
 from pynas import SPACES, Architecture, rank, read_truth
 from pynas.rank import scatter, write_png
-from shared_data import MACRO, shared
 
 
 def named(values: Any) -> dict[str, float]:

@@ -11,7 +11,7 @@ import numpy as np
 from pynas.evolution.genomes import Genome, Genomes
 from pynas.evolution.policy import Change
 from pynas.evolution.settings import EvolutionSettings
-from pynas.evolution.variation import Variation, applied, cross_cells
+from pynas.evolution.variation import Context, Operator, Variation, applied, cross_cells
 
 TRIES = 100  # for one new child
 WIDER = 20  # failed tries after which one more choice is mutated
@@ -75,28 +75,47 @@ class Breeder:
         """
         children: dict[Genome, Child] = {}
         pairs: list[Parents] = []
+
+        def known(genome: Genome) -> bool:
+            return genome in children or refused(genome)
+
         for _ in range(self._settings.children):
+            mutated = random.random() < self._settings.mutation
+            # Drawn once for a child: redrawn for every try, the operator with the most repeats would lose its share.
+            operator, lead = self._variation.operator(random), self._variation.lead(random)
             for attempt in range(TRIES):
                 pairs = pairs or parents(AT_ONCE)
-                child = self._child(pairs.pop(), attempt, random)
-                if child.genome not in children and not refused(child.genome):
+                changes = 1 + attempt // WIDER if mutated or attempt > 0 else 0
+                child = self._child(pairs.pop(), changes, operator, lead, known, random)
+                if child is not None and not known(child.genome):
                     children[child.genome] = child
                     break
         return list(children.values())
 
-    def _child(self, pair: Parents, attempt: int, random: np.random.Generator) -> Child:
+    def _child(
+        self,
+        pair: Parents,
+        changes: int,
+        operator: Operator,
+        lead: Context,
+        known: Callable[[Genome], bool],
+        random: np.random.Generator,
+    ) -> Child | None:
         first, second, standing = pair
         genome, origin = first, "crossover"
         if random.random() < self._settings.crossover:
             genome = cross_cells(first, second, self._genomes.cells, random)
-        changes: list[Change] = []
-        if attempt > 0 or random.random() < self._settings.mutation:
-            context = (*standing, *self._variation.lead(random))
-            for _ in range(1 + attempt // WIDER):
-                mutation = self._variation.mutate(genome, context, random)
-                if mutation is None:
-                    break
-                change, origin = mutation
-                changes.append(change)
-                genome = applied(genome, change)
-        return Child(self._genomes.canonical(genome), origin, tuple(changes))
+        made: list[Change] = []
+        for left in range(changes, 0, -1):
+            passes = known if left == 1 else _none
+            change = self._variation.mutate(genome, operator, (*standing, *lead), passes, random)
+            if change is None:
+                return None
+            origin = operator
+            made.append(change)
+            genome = applied(genome, change)
+        return Child(self._genomes.canonical(genome), origin, tuple(made))
+
+
+def _none(genome: Genome) -> bool:
+    return False

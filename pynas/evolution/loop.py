@@ -57,7 +57,7 @@ class Generation:
 class Evolution:
     """Multi-objective reinforced evolution (MoreMNAS, arXiv 1901.01074; FairNAS, arXiv 1907.01845, its search stage).
 
-    NSGA-II (Deb et al., 2002) over genomes: rank-and-crowding survival among all parents and children, binary
+    NSGA-II (Deb et al., 2002) over genomes: rank-and-crowding survival among all parents and children,
     tournaments, crossover of cells, and mutations that are natural, reinforced (by a policy that REINFORCE trains on
     how few networks dominate the children it made) or led by a prior. Use:
 
@@ -301,7 +301,7 @@ class Evolution:
         standing = self._figures.standing(values)
 
         def parents(pairs: int) -> list[Parents]:
-            drawn = rivals[selection.parents(pairs)].tolist()
+            drawn = rivals[selection.parents(pairs, self.settings.entrants)].tolist()
             return [(genomes[a], genomes[b], tuple(((standing[a] + standing[b]) / 2).tolist())) for a, b in drawn]
 
         def refused(genome: Genome) -> bool:

@@ -20,6 +20,8 @@ class EvolutionSettings:
         population: Networks that survive a generation, and that the search begins with (unverified).
         children: New networks of a generation. NSGA-II makes as many as the population; few children let selection
             and policy react to every evaluation, which saves evaluations where each is dear.
+        entrants: Of the tournament that a parent wins: 2 in NSGA-II; more where few children leave a generation's
+            survivors little changed.
         start: "spread" begins with networks spread evenly over what is known before evaluation (MACs, parameters, a
             latency table), "random" with uniform ones.
         crossover: Share of children that mix two parents, cell by cell; the others begin as a copy of one.
@@ -43,6 +45,7 @@ class EvolutionSettings:
 
     population: int = 70
     children: int = 10
+    entrants: int = 4
     start: Literal["spread", "random"] = "spread"
     crossover: float = 1.0
     mutation: float = 0.8
@@ -60,7 +63,7 @@ class EvolutionSettings:
 
     def __post_init__(self) -> None:
         check_fields(self, "evolution")
-        for name in ("population", "children", "hidden", "policy_steps", "policy_memory"):
+        for name in ("population", "children", "entrants", "hidden", "policy_steps", "policy_memory"):
             least = 2 if name == "population" else 1
             if getattr(self, name) < least:
                 raise ValueError(f"{name} of evolution must be at least {least}, not {getattr(self, name)}.")

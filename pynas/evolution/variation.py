@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from pynas.evolution.settings import EvolutionSettings
 from pynas.pareto import Goal
 
 Context = tuple[float, ...]
+Operator = Literal["natural", "reinforced", "prior"]
 
 
 def cross_cells(first: Genome, second: Genome, cells: Cells, random: np.random.Generator) -> Genome:
@@ -82,21 +83,42 @@ class Variation:
         share = self._settings.p_evaluated if evaluated and known else float(evaluated)
         return (1.0, 0.0) if random.random() < share else (0.0, 1.0)
 
-    def mutate(self, genome: Genome, context: Context, random: np.random.Generator) -> tuple[Change, str] | None:
-        """A change of one choice and the operator's name; None where no choice has another option."""
+    def operator(self, random: np.random.Generator) -> Operator:
+        """The kind of a mutation, by the shares. Without prior weights that share goes to natural mutation."""
+        kind = random.random()
+        if kind < self._settings.p_reinforced:
+            return "reinforced"
+        prior = self._prior is not None and kind < self._settings.p_reinforced + self._settings.p_prior
+        return "prior" if prior else "natural"
+
+    def mutate(
+        self,
+        genome: Genome,
+        operator: Operator,
+        context: Context,
+        refused: Callable[[Genome], bool],
+        random: np.random.Generator,
+    ) -> Change | None:
+        """A change of one choice that leads to no refused genome, or None where there is none.
+
+        The operator's probabilities are taken given that the change is not refused, so that no operator wastes its
+        share on networks that are known already.
+        """
         possible = self._mask.copy()
         possible[np.arange(len(genome)), list(genome)] = False
+        for place, option in np.argwhere(possible).tolist():
+            child = (*genome[:place], option, *genome[place + 1 :])
+            possible[place, option] = not refused(self._genomes.canonical(child))
         if not possible.any():
             return None
-        kind = random.random()
-        natural, reinforced = self._settings.p_random, self._settings.p_reinforced
-        if natural <= kind < natural + reinforced:
-            return self._draw(self._policy.probabilities(genome, context), genome, context, random), "reinforced"
-        if kind >= natural + reinforced and self._prior is not None:
-            weights = np.where(possible, self._prior, 0.0)
-            if weights.any():
-                return self._draw(by_choice(weights), genome, context, random), "prior"
-        return self._draw(by_choice(possible.astype(np.float64)), genome, context, random), "natural"
+        weights = possible.astype(np.float64)
+        if operator == "reinforced":
+            weights = self._policy.probabilities(genome, context) * possible
+            total = weights.sum()
+            return self._draw(weights / total, genome, context, random) if total > 0 else None
+        if operator == "prior" and self._prior is not None and (self._prior * possible).any():
+            weights = self._prior * possible
+        return self._draw(by_choice(weights), genome, context, random)
 
     def _draw(self, probabilities: Floats, genome: Genome, context: Context, random: np.random.Generator) -> Change:
         flat = probabilities.ravel()
