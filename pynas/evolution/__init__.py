@@ -3,8 +3,9 @@
 `Evolution` asks for genomes to be evaluated and is told their values; what evaluates them is not its business. Survival
 and tournament are pymoo's (`pynas.pareto`), the operators are here.
 
-To add a way to mutate: its name in `variation.Operator`, its share in `EvolutionSettings` and in `Variation.operator`, and
-its weights of all possible changes in `Variation.mutate`. To add a way to begin: one function in `start.py` and its entry in `STARTS`.
+To add a way to mutate: its name in `variation.Operator`, its share in `EvolutionSettings` and `Variation.operator`, and
+its weights of all possible changes in `Variation.mutate`. To add a way to begin: one function in `start.py` and its
+entry in `STARTS`.
 """
 
 from pynas.evolution.genomes import Costs, Genome, Genomes, cells_of, to_genome
