@@ -14,6 +14,7 @@ import cost_models
 import pynas.export  # noqa: F401  loads the package before its name becomes the function's
 from pynas import fuse as _fuse
 from pynas import published as _published
+from pynas import rank as _rank
 from pynas.architecture import Architecture
 from pynas.choices import Choice, Gates, Slot
 from pynas.counting import Counts, count
@@ -27,12 +28,14 @@ from pynas.strategies.random import RandomSearch
 from pynas.strategies.spos import SPOS
 from pynas.supernet import Supernet
 from pynas.training.train import Recipe
+from pynas.truth import Truth, read_truth
 
 from pynas.api import evaluate, export, fairness, retrain, search  # isort: skip
 from pynas.measuring import check_table, fit_table, measure  # isort: skip
 
 fuse = _fuse.fuse
 published = _published.published
+rank = _rank.rank
 
 __all__ = [
     "EF",
@@ -54,6 +57,7 @@ __all__ = [
     "Slot",
     "Supernet",
     "Trained",
+    "Truth",
     "check_table",
     "cost_models",
     "count",
@@ -64,6 +68,8 @@ __all__ = [
     "fuse",
     "measure",
     "published",
+    "rank",
+    "read_truth",
     "retrain",
     "search",
 ]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+MACRO = "nas_bench_macro/nas-bench-macro_cifar10.json"
 BESIDE = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 

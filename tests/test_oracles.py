@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from shared import shared_data
+from shared import MACRO, shared_data
 
 import pynas
 from cost_models import Macs, Params
@@ -91,7 +91,7 @@ def test_best_net_of_nas_bench_macro() -> None:
 
 def test_all_nets_of_nas_bench_macro() -> None:
     """Parameters and multiply-adds of all 6,561 rows: as sums of the options' own, and of some networks as built."""
-    table = json.loads(shared_data("nas_bench_macro/nas-bench-macro_cifar10.json").read_text())
+    table = json.loads(shared_data(MACRO).read_text())
     assert len(table) == 3**8
     space = SPACES.get("macro")()
     for model, column in ((Params(), "params"), (Macs(), "flops")):

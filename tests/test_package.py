@@ -55,6 +55,7 @@ def test_import_is_lean(imported: dict[str, Any]) -> None:
         "onnxruntime",
         "onnxscript",
         "matplotlib",
+        "pymoo",
         "tvm",
         "sklearn",
         "torchvision",
@@ -100,6 +101,7 @@ def test_export_and_fuse_are_functions() -> None:
     assert callable(pynas.export)
     assert callable(pynas.fuse)
     assert callable(pynas.published)
+    assert callable(pynas.rank)
 
 
 def test_files_stay_small() -> None:
