@@ -37,8 +37,7 @@ int inner_to_outer(int i, int dimensions, bool channels_last) {
   return channels_last ? kInner[i] : dimensions - 1 - i;
 }
 
-Block* new_block(dlpack::DataType dtype, std::initializer_list<int64_t> shape,
-                 bool channels_last) {
+Block* new_block(dlpack::DataType dtype, std::initializer_list<int64_t> shape, bool channels_last) {
   size_t bytes = dtype.bits / 8;
   for (const int64_t size : shape) bytes *= static_cast<size_t>(size);
   bytes = sizeof(Block) + (bytes + kAlignment - 1) / kAlignment * kAlignment;
