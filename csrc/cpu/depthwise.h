@@ -1,7 +1,8 @@
 // Depthwise convolution of one row of one vector of channels, and its gradients.
 //
-// A row holds its positions one after another, a vector of channels each, with kernel / 2 zero
-// positions before and after. Weights are [kernel * kernel] vectors, `step` elements apart.
+// A row holds its positions one after another, a vector of channels each, with as many zero positions
+// before and after as the taps reach beyond. Weights are [kernel * kernel] vectors, `step` elements
+// apart. The taps of a dilated convolution are `Dilation` positions apart, and so are its rows.
 #pragma once
 
 #include "simd.h"
@@ -12,31 +13,33 @@ namespace {
 constexpr int kMostKernel = 7;
 
 // Whether the inputs of a tile stay in registers through a row of taps, beside the sums.
-template <int Kernel, int Stride, int Outputs>
+template <int Kernel, int Stride, int Dilation, int Outputs>
 constexpr bool inputs_fit() {
-  return Stride == 1 && Outputs - 1 + Kernel + Outputs + 2 <= kRegisters;
+  return Stride == 1 && Outputs + (Kernel - 1) * Dilation + Outputs + 2 <= kRegisters;
 }
 
-template <typename T, int Kernel, int Stride, int Outputs>
+template <typename T, int Kernel, int Stride, int Dilation, int Outputs>
 PYNAS_INLINE void depthwise_tile(const T* const* rows, int64_t x, const T* weights, int64_t step,
                                  Vector<T> (&sums)[Outputs]) {
-  constexpr int kL = kLanes<T>, kInputs = (Outputs - 1) * Stride + Kernel;
+  constexpr int kL = kLanes<T>, kInputs = (Outputs - 1) * Stride + (Kernel - 1) * Dilation + 1;
   PYNAS_UNROLL for (int t = 0; t < Outputs; ++t) sums[t] = Vector<T>{};
   for (int ky = 0; ky < Kernel; ++ky) {
     const T* row = rows[ky] + x * Stride * kL;
     const T* w = weights + ky * Kernel * step;
-    if constexpr (inputs_fit<Kernel, Stride, Outputs>()) {
+    if constexpr (inputs_fit<Kernel, Stride, Dilation, Outputs>()) {
       Vector<T> inputs[kInputs];
       PYNAS_UNROLL for (int i = 0; i < kInputs; ++i) inputs[i] = load(row + i * kL);
       PYNAS_UNROLL for (int kx = 0; kx < Kernel; ++kx) {
         const Vector<T> tap = load(w + kx * step);
-        PYNAS_UNROLL for (int t = 0; t < Outputs; ++t) sums[t] += inputs[t * Stride + kx] * tap;
+        PYNAS_UNROLL for (int t = 0; t < Outputs; ++t) {
+          sums[t] += inputs[t * Stride + kx * Dilation] * tap;
+        }
       }
     } else {
       PYNAS_UNROLL for (int kx = 0; kx < Kernel; ++kx) {
         const Vector<T> tap = load(w + kx * step);
         PYNAS_UNROLL for (int t = 0; t < Outputs; ++t) {
-          sums[t] += load(row + (t * Stride + kx) * kL) * tap;
+          sums[t] += load(row + (t * Stride + kx * Dilation) * kL) * tap;
         }
       }
     }
@@ -45,14 +48,14 @@ PYNAS_INLINE void depthwise_tile(const T* const* rows, int64_t x, const T* weigh
 
 // Calls put(x, i, value) for every output of a row, the i-th of those that are computed together.
 // rows: the `Kernel` input rows that it needs.
-template <typename T, int Kernel, int Stride, typename Put>
+template <typename T, int Kernel, int Stride, int Dilation = 1, typename Put>
 PYNAS_INLINE void depthwise_row(const T* const* rows, int64_t width, const T* weights, int64_t step,
                                 Put&& put) {
   int64_t x = 0;
   const auto some = [&](auto count) {
     constexpr int kCount = decltype(count)::value;
     Vector<T> sums[kCount];
-    depthwise_tile<T, Kernel, Stride, kCount>(rows, x, weights, step, sums);
+    depthwise_tile<T, Kernel, Stride, Dilation, kCount>(rows, x, weights, step, sums);
     PYNAS_UNROLL for (int t = 0; t < kCount; ++t) put(x + t, t, sums[t]);
     x += kCount;
   };
@@ -93,7 +96,7 @@ void depthwise_backward_row_2(const T* const* gradients, const int* taps_y, int 
 }
 
 // sums[ky][kx] += gradient * input over one row of outputs, for the rows of taps First .. Last - 1.
-template <typename T, int Kernel, int Stride, int First, int Last>
+template <typename T, int Kernel, int Stride, int Dilation, int First, int Last>
 PYNAS_INLINE void weight_rows(const T* const* rows, const T* gradient, int64_t width, T* sums) {
   constexpr int kL = kLanes<T>, kTaps = (Last - First) * Kernel;
   Vector<T> taps[kTaps];
@@ -102,7 +105,7 @@ PYNAS_INLINE void weight_rows(const T* const* rows, const T* gradient, int64_t w
     const Vector<T> g = load(gradient + x * kL);
     PYNAS_UNROLL for (int ky = First; ky < Last; ++ky) {
       PYNAS_UNROLL for (int kx = 0; kx < Kernel; ++kx) {
-        taps[(ky - First) * Kernel + kx] += g * load(rows[ky] + (x * Stride + kx) * kL);
+        taps[(ky - First) * Kernel + kx] += g * load(rows[ky] + (x * Stride + kx * Dilation) * kL);
       }
     }
   }
@@ -111,15 +114,15 @@ PYNAS_INLINE void weight_rows(const T* const* rows, const T* gradient, int64_t w
 
 // Adds one row's part of the gradient of the weights, [taps] vectors. Rows of taps that do not fit
 // the registers together, with room for the addresses, take several turns.
-template <typename T, int Kernel, int Stride, int First = 0>
+template <typename T, int Kernel, int Stride, int Dilation, int First = 0>
 PYNAS_INLINE void depthwise_weights_row(const T* const* rows, const T* gradient, int64_t width,
                                         T* sums) {
   constexpr int kFit = larger(1, (kRegisters >= 32 ? 20 : 10) / Kernel);
   constexpr int kTurns = (Kernel + kFit - 1) / kFit, kRows = (Kernel + kTurns - 1) / kTurns;
   constexpr int kLast = smaller(Kernel, First + kRows);
-  weight_rows<T, Kernel, Stride, First, kLast>(rows, gradient, width, sums);
+  weight_rows<T, Kernel, Stride, Dilation, First, kLast>(rows, gradient, width, sums);
   if constexpr (kLast < Kernel) {
-    depthwise_weights_row<T, Kernel, Stride, kLast>(rows, gradient, width, sums);
+    depthwise_weights_row<T, Kernel, Stride, Dilation, kLast>(rows, gradient, width, sums);
   }
 }
 
@@ -145,13 +148,15 @@ struct Depthwise {
                   int64_t out_step, const T* shift, T* sums);
   void (*apply)(const DepthwiseInput<T>& in, const T* weights, int64_t step, T* out,
                 int64_t out_step);
+  void (*add)(const DepthwiseInput<T>& in, const T* weights, int64_t step, T* out,
+              int64_t out_step);
   void (*weights)(const DepthwiseInput<T>& in, const T* gradient, int64_t gradient_step, T* sums,
                   int64_t sums_step);
   void (*backward_2)(const T* const* gradients, const int* taps_y, int count_y, int64_t width,
                      const T* weights, int64_t step, T* out);
 };
 
-template <typename T, int Kernel, int Stride>
+template <typename T, int Kernel, int Stride, int Dilation = 1>
 struct DepthwiseOf {
   static void forward(const DepthwiseInput<T>& in, const T* weights, int64_t step, T* out,
                       int64_t out_step, const T* shift, T* sums) {
@@ -161,7 +166,7 @@ struct DepthwiseOf {
       in.of(v, rows);
       const Vector<T> origin = load(shift + v * kL);
       Vector<T> first[2] = {load(sums)}, second[2] = {load(sums + kL)};
-      depthwise_row<T, Kernel, Stride>(rows, in.width, weights + v * kL, step,
+      depthwise_row<T, Kernel, Stride, Dilation>(rows, in.width, weights + v * kL, step,
                                        [&](int64_t x, int i, Vector<T> value) {
                                          store(out + x * kL, value);
                                          const Vector<T> more = value - origin;
@@ -178,9 +183,20 @@ struct DepthwiseOf {
     for (int64_t v = 0; v < in.vectors; ++v, out += out_step) {
       const T* rows[Kernel];
       in.of(v, rows);
-      depthwise_row<T, Kernel, Stride>(
+      depthwise_row<T, Kernel, Stride, Dilation>(
           rows, in.width, weights + v * kL, step,
           [&](int64_t x, int, Vector<T> value) { store(out + x * kL, value); });
+    }
+  }
+  static void add(const DepthwiseInput<T>& in, const T* weights, int64_t step, T* out,
+                  int64_t out_step) {
+    constexpr int kL = kLanes<T>;
+    for (int64_t v = 0; v < in.vectors; ++v, out += out_step) {
+      const T* rows[Kernel];
+      in.of(v, rows);
+      depthwise_row<T, Kernel, Stride, Dilation>(
+          rows, in.width, weights + v * kL, step,
+          [&](int64_t x, int, Vector<T> value) { store(out + x * kL, load(out + x * kL) + value); });
     }
   }
   static void weights(const DepthwiseInput<T>& in, const T* gradient, int64_t gradient_step,
@@ -188,11 +204,11 @@ struct DepthwiseOf {
     for (int64_t v = 0; v < in.vectors; ++v) {
       const T* rows[Kernel];
       in.of(v, rows);
-      depthwise_weights_row<T, Kernel, Stride>(rows, gradient + v * gradient_step, in.width,
+      depthwise_weights_row<T, Kernel, Stride, Dilation>(rows, gradient + v * gradient_step, in.width,
                                                sums + v * sums_step);
     }
   }
-  static constexpr Depthwise<T> kTable = {forward, apply, weights,
+  static constexpr Depthwise<T> kTable = {forward, apply, add, weights,
                                           depthwise_backward_row_2<T, Kernel>};
 };
 
@@ -207,10 +223,13 @@ PYNAS_INLINE auto with_convolution(int64_t kernel, int64_t stride, Act&& act) {
   return kernel == 5 ? act(Count<5>{}, Count<2>{}) : act(Count<7>{}, Count<2>{});
 }
 
+// dilation: 1, or 2.
 template <typename T>
-Depthwise<T> depthwise(int64_t kernel, int64_t stride) {
-  return with_convolution(kernel, stride, [](auto k, auto s) {
-    return DepthwiseOf<T, decltype(k)::value, decltype(s)::value>::kTable;
+Depthwise<T> depthwise(int64_t kernel, int64_t stride, int64_t dilation = 1) {
+  return with_convolution(kernel, stride, [&](auto k, auto s) {
+    constexpr int kKernel = decltype(k)::value, kStride = decltype(s)::value;
+    return dilation == 1 ? DepthwiseOf<T, kKernel, kStride>::kTable
+                         : DepthwiseOf<T, kKernel, kStride, 2>::kTable;
   });
 }
 
