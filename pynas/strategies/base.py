@@ -115,18 +115,25 @@ class Strategy(ABC):
             ValueError: For hyper-parameters that do not fit the space.
         """
 
+    @classmethod
+    def check_pursues(cls) -> None:
+        """Raises ValueError, naming the strategies that take goals, unless this one does."""
+        if not cls.PURSUES:
+            able = ", ".join(name for name, other in STRATEGIES.items() if other.PURSUES)
+            raise ValueError(
+                f"Strategy {cls.__name__} takes no objectives: it looks for one network within latency_ms. Those that "
+                f"look for a Pareto set: {able}."
+            )
+
     def check(self, problem: Problem) -> None:
         """Refuses a problem that it cannot solve. Comes before anything is written.
 
         Raises:
-            ValueError: For goals that this strategy does not pursue, or that no network of the space meets.
+            ValueError: For goals, unless the strategy pursues them; for those that no network of the space meets, as
+                far as that can be known.
         """
-        if problem.goals and not self.PURSUES:
-            able = ", ".join(name for name, cls in STRATEGIES.items() if cls.PURSUES)
-            raise ValueError(
-                f"Strategy {type(self).__name__} takes no objectives: it looks for one network within latency_ms. "
-                f"Those that look for a Pareto set: {able}."
-            )
+        if problem.goals:
+            self.check_pursues()
 
     @abstractmethod
     def macs_per_image(self, space: SearchSpace) -> float:

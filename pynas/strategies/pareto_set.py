@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,23 @@ from pynas.training.submodels import Submodels
 GENERATIONS = 4  # at least so many populations fit into the evaluations, where the population is not given
 
 
+def settings_of(problem: Problem, evaluations: int) -> EvolutionSettings:
+    """The evolution's hyper-parameters: those of the problem, or the usual ones with a population that fits.
+
+    Raises:
+        ValueError: If the population is larger than the number of networks that may be judged.
+    """
+    usual = EvolutionSettings()
+    fitting = max(2, min(usual.population, evaluations // GENERATIONS))
+    settings = problem.evolution or dataclasses.replace(usual, population=fitting)
+    if settings.population > evaluations:
+        raise ValueError(
+            f"The evolution's population of {settings.population} does not fit into {evaluations} evaluations. Raise "
+            "the strategy's evaluations, or lower evolution.population."
+        )
+    return settings
+
+
 def evolution_of(problem: Problem, evaluations: int) -> Evolution:
     """The evolution that a problem asks for, before its first generation.
 
@@ -34,15 +52,7 @@ def evolution_of(problem: Problem, evaluations: int) -> Evolution:
         ValueError: If a limit that is known before evaluation is met by no network, naming the nearest value; if no
             network meets all of them at once, or evaluations do not suffice for a first population.
     """
-    settings = problem.evolution
-    if settings is None:
-        usual = EvolutionSettings().population
-        settings = EvolutionSettings(population=max(2, min(usual, evaluations // GENERATIONS)))
-    if settings.population > evaluations:
-        raise ValueError(
-            f"The evolution's population of {settings.population} does not fit into {evaluations} evaluations. Raise "
-            "the strategy's evaluations, or lower evolution.population."
-        )
+    settings = settings_of(problem, evaluations)
     tables = {
         "macs": lambda: cost_table(problem.space, Macs()),
         "params": lambda: cost_table(problem.space, Params()),
