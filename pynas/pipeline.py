@@ -15,6 +15,7 @@ import cost_models
 from cost_models.analytic import Macs, Params
 from cost_models.runners import TorchHost, cpu_model
 from pynas.architecture import Architecture
+from pynas.budget import cost_range
 from pynas.console import Show
 from pynas.counting import count
 from pynas.export import Report, export
@@ -159,8 +160,10 @@ def _baseline(plan: Plan, best: Candidate, run: RunFolder, show: Show) -> list[d
     if not wanted:
         return []
     seed = plan.config["seed"]
-    near = plan.budget is None or plan.goals  # of a Pareto set the best may cost far less than the budget
-    budget = best.cost * 1.0001 if near or plan.budget is None else plan.budget
+    budget = plan.budget
+    if budget is None or plan.goals:  # the best of a Pareto set may cost far less than the budget
+        # A budget that binds no network would let all of them in, however cheap.
+        budget = min(best.cost * 1.0001, cost_range(plan.table).high * 0.9999)
     random = random_architectures(plan.space, plan.table, wanted, budget, plan.config["slack"], seed + 1)
     done = run.read_lines("baseline.jsonl")
     for number, architecture in enumerate(random):

@@ -99,6 +99,9 @@ class Ranking:
         low, high = self.kendall.low, self.kendall.high
         assert low is not None
         assert high is not None
+        chance = _chance(self.predicted, self.true)
+        if (low > 0 or high < 0) and chance > 1 - self.level:  # of few networks the bootstrap knows too little
+            return f"Not resolved with {count} networks: chance alone orders so few like this with p = {chance:.2g}."
         if low > 0:
             return f"Predictions order these {count} networks better than chance."
         if high < 0:
@@ -208,6 +211,13 @@ def _kendall(a: Floats, b: Floats) -> float | None:
     from scipy.stats import kendalltau
 
     return None if _constant(a) or _constant(b) else float(kendalltau(a, b, variant="b").statistic)
+
+
+def _chance(a: Floats, b: Floats) -> float:
+    """Probability that a random order has a Kendall's tau as far from 0 (exact where there are no ties)."""
+    from scipy.stats import kendalltau
+
+    return float(kendalltau(a, b, variant="b").pvalue)
 
 
 def _spearman(a: Floats, b: Floats) -> float | None:
