@@ -163,7 +163,8 @@ def _baseline(plan: Plan, best: Candidate, run: RunFolder, show: Show) -> list[d
     budget = plan.budget
     if budget is None or plan.goals:  # the best of a Pareto set may cost far less than the budget
         # A budget that binds no network would let all of them in, however cheap.
-        budget = min(best.cost * 1.0001, cost_range(plan.table).high * 0.9999)
+        bounds = cost_range(plan.table)
+        budget = max(bounds.low, min(best.cost * 1.0001, bounds.high * 0.9999))
     random = random_architectures(plan.space, plan.table, wanted, budget, plan.config["slack"], seed + 1)
     done = run.read_lines("baseline.jsonl")
     for number, architecture in enumerate(random):
