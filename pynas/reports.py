@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pynas.architecture import Architecture
 from pynas.console import Show
 from pynas.rank import Ranking, rank, scatter, write_png
-from pynas.results import Run
+from pynas.results import Alone, Run
 from pynas.summary import show_fairness, show_ranking
 from pynas.training.run import RunFolder
-from pynas.truth import read_truth
+from pynas.truth import Truth, read_truth
 
 
 def fairness(runs: list[str], *, quiet: bool = False) -> list[dict[str, Any]]:
@@ -66,12 +68,20 @@ def rank_run(
     """
     finished = Run.open(run)
     space = finished.best.search_space()
+    key: Callable[[Architecture], str] = _fingerprint
+    known: Truth | tuple[Alone, ...] = finished.trained
     if truth is not None:
         sizes = [len(choice.options) for choice in space.choices()]
-        ranking = rank(finished, read_truth(truth, space=space.name, options=sizes), seed=seed)
-    else:
-        ranking = rank(finished, finished.trained, seed=seed)
+        known = read_truth(truth, space=space.name, options=sizes)
+        key = known.key
+    ranking = rank(finished, known, seed=seed)
     target = Path(path) if path is not None else finished.folder / "ranking.png"
-    write_png(scatter(ranking), target)
+    macs = {key(net.architecture): net.macs / 1e6 for net in finished.judged if net.macs is not None}
+    colours = macs if set(ranking.keys) <= set(macs) else None  # older runs did not count
+    write_png(scatter(ranking, colours=colours, colour_name="MACs (millions)"), target)
     show_ranking(ranking, target, Show(quiet))
     return ranking
+
+
+def _fingerprint(architecture: Architecture) -> str:
+    return architecture.fingerprint
