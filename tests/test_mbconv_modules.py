@@ -20,7 +20,7 @@ from pynas.kernels import mbconv, native, rule, setting
 from pynas.kernels.mbconv_reference import ACTIVATIONS
 from pynas.ops import fused
 from pynas.ops.layers import ConvBN
-from pynas.pipeline import kernels_used, make_space
+from pynas.plan import kernels_used, make_space
 
 
 @pytest.fixture(autouse=True)
