@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "cpu/edge.h"
 #include "cpu/elementwise.h"
 #include "cpu/gumbel.h"
 #include "cpu/mbconv.h"
@@ -24,6 +25,7 @@ struct Kernels {
   const PathTable& paths = PYNAS_TABLE(isa, paths);
   const MbTable& mbconv = PYNAS_TABLE(isa, mbconv);
   const MbInferTable& mbconv_infer = PYNAS_TABLE(isa, mbconv_infer);
+  const EdgeTable& edge = PYNAS_TABLE(isa, edge);
 
   // For a layer of so many channels. Where half as long vectors compute as much per cycle, they are
   // taken for channels that would fill the long ones badly.
@@ -43,5 +45,6 @@ class LongWork {
 
 void bind_mbconv(pybind11::class_<Kernels>& kernels);
 void bind_mbconv_infer(pybind11::class_<Kernels>& kernels);
+void bind_edge(pybind11::class_<Kernels>& kernels);
 
 }  // namespace pynas

@@ -223,13 +223,10 @@ PYNAS_INLINE auto with_convolution(int64_t kernel, int64_t stride, Act&& act) {
   return kernel == 5 ? act(Count<5>{}, Count<2>{}) : act(Count<7>{}, Count<2>{});
 }
 
-// dilation: 1, or 2.
 template <typename T>
-Depthwise<T> depthwise(int64_t kernel, int64_t stride, int64_t dilation = 1) {
-  return with_convolution(kernel, stride, [&](auto k, auto s) {
-    constexpr int kKernel = decltype(k)::value, kStride = decltype(s)::value;
-    return dilation == 1 ? DepthwiseOf<T, kKernel, kStride>::kTable
-                         : DepthwiseOf<T, kKernel, kStride, 2>::kTable;
+Depthwise<T> depthwise(int64_t kernel, int64_t stride) {
+  return with_convolution(kernel, stride, [](auto k, auto s) {
+    return DepthwiseOf<T, decltype(k)::value, decltype(s)::value>::kTable;
   });
 }
 

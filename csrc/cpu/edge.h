@@ -5,9 +5,11 @@
 // convolution - 1x1 convolution - batch norm; a pool is followed by a batch norm.
 //
 // What makes it fast:
-// - The input is read once: a band of its rows goes through the first stage of everything.
-// - Between ReLU and batch norm nothing leaves the caches, and of each stage only what its norm
-//   reads is kept for backward. The rest is computed again.
+// - An image at a time goes through everything between two norms, so that it stays in the caches.
+// - Of each stage only what its norm reads is kept for backward. The rest is computed again.
+// - What reads the input shares its ReLU, its border and the sum of its gradients.
+// - Every second position of the input, taken once, turns dilated convolutions of stride 2 into
+//   plain ones.
 //
 // Tensors are dense with channels last. Results depend neither on the number of threads nor on
 // their timing, as those of mbconv.h.
@@ -31,17 +33,16 @@ struct EdgeStage {
 
 template <typename T>
 struct EdgeConv {
-  int64_t kernel, dilation, stages;
+  int64_t kernel, dilation;  // the dilation is the first stage's
+  int64_t stages;
   int64_t gate;  // its place among the gates
-  bool trained;  // or its output is a constant for everything but its gate
   EdgeStage<T> stage[2];
 };
 
 template <typename T>
 struct EdgePool {
-  bool maximum;  // or the average of what lies inside the image
+  bool maximum;  // of a window of 3x3; or the average of what of it lies inside the image
   int64_t gate;
-  bool trained;
   MbNorm<T> norm;
 };
 
@@ -51,15 +52,15 @@ struct EdgeOptions {
   const EdgePool<T>* pools;
   int64_t conv_count, pool_count;
   int64_t identity;  // place of its gate; negative: it does not run
-  const T* gates;
+  const T* gates;    // null: all are one
 };
 
 // What forward keeps for backward: of every stage of every convolution, then of every pool, what
 // its norm reads, and mean and biased variance of that.
 template <typename T>
 struct EdgeSaved {
-  T* read;        // [norms][row of all images][vector][position][lane]
-  T* statistics;  // [norms][2][channels]
+  T* read;        // [norms, images, vectors, positions, lanes]
+  T* statistics;  // [norms, 2, channels]
 };
 
 template <typename T>
@@ -71,9 +72,10 @@ struct EdgeForward {
   EdgeSaved<T> saved;
 };
 
+// Of what stands before a norm, and of the norm; those that are not there are null.
 template <typename T>
 struct EdgeGradients {
-  T *depthwise, *pointwise, *scale, *shift;  // of a stage; of a pool the last two only
+  T *depthwise, *pointwise, *scale, *shift;
 };
 
 template <typename T>

@@ -212,10 +212,9 @@ struct Rows {
   }
 
   // The `kernel` rows around a window that begins at row `top`, of an image of `height` rows.
-  void window(int64_t n, int64_t top, int64_t kernel, int64_t height, const T** rows,
-              int64_t dilation = 1) const {
+  void window(int64_t n, int64_t top, int64_t kernel, int64_t height, const T** rows) const {
     for (int64_t i = 0; i < kernel; ++i) {
-      const int64_t y = top + i * dilation;
+      const int64_t y = top + i;
       rows[i] = y < 0 || y >= height ? zeros : row(n, y);
     }
   }

@@ -22,6 +22,7 @@ depends neither on threads nor, where that is promised, on the instruction set.
 
 from __future__ import annotations
 
+from pynas.kernels.edge import MIXED_EDGE, mixed_edge
 from pynas.kernels.gumbel import GUMBEL_GATES, GumbelGates, gumbel_gates
 from pynas.kernels.kernel import Kernel
 from pynas.kernels.mbconv import MIXED_MBCONV, mixed_mbconv
@@ -30,7 +31,8 @@ from pynas.kernels.native import facts
 from pynas.kernels.paths import FAIR_PATHS, SAMPLE_PATHS, fair_paths, sample_paths, uniform_paths
 
 ALL: dict[str, Kernel] = {
-    kernel.name: kernel for kernel in (GUMBEL_GATES, SAMPLE_PATHS, FAIR_PATHS, MIXED_MBCONV, MBCONV_INFERENCE)
+    kernel.name: kernel
+    for kernel in (GUMBEL_GATES, SAMPLE_PATHS, FAIR_PATHS, MIXED_MBCONV, MBCONV_INFERENCE, MIXED_EDGE)
 }
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "facts",
     "fair_paths",
     "gumbel_gates",
+    "mixed_edge",
     "mixed_mbconv",
     "sample_paths",
     "uniform_paths",

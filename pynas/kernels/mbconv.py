@@ -5,20 +5,21 @@ States nothing new: `mbconv_reference` is the mathematics, `csrc/cpu/mbconv.h` s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pynas.kernels import mbconv_reference as plain
-from pynas.kernels import once
+from pynas.kernels import formats, graph, once
+from pynas.kernels.formats import is_channels_last
+from pynas.kernels.graph import WANTS_GATES, WANTS_WEIGHTS, WANTS_X
 from pynas.kernels.kernel import Kernel
 from pynas.kernels.mbconv_reference import NUMBERS, TENSORS, mbconv_reference
 from pynas.kernels.native import KERNELS
 
 _TOLD = once.told("mixed_mbconv", "pynas.kernels.mbconv.mbconv_reference")
-_WANTS_X, _WANTS_GATES, _WANTS_WEIGHTS = 1, 2, 4  # Wanted of csrc/mbconv_binding.cpp
 
 _Ints = Sequence[int]
 _Call = tuple[tuple[int, ...], tuple[int, ...], int, float]  # layer, options, identity, eps
@@ -74,17 +75,6 @@ def _takes(x: Tensor, layer: _Ints) -> bool:
     return x.is_cpu and x.dtype in (torch.float32, torch.float64) and images * height * width > 1
 
 
-def _last(x: Tensor) -> Tensor:
-    """(B, C, H, W) as dense (B, H, W, C)."""
-    return x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
-
-
-def _first(y: Tensor, channels_last: bool) -> Tensor:
-    """(B, H, W, C) as (B, C, H, W) in a memory format. In no case a view for autograd."""
-    y = y.permute(0, 3, 1, 2)
-    return y.data if channels_last else y.contiguous().data
-
-
 def _rows(gates: Tensor | None) -> Tensor | None:
     """Dense (1 or B, O): one layer's gates are often cut from those of all."""
     if gates is None:
@@ -95,7 +85,7 @@ def _rows(gates: Tensor | None) -> Tensor | None:
 def _forward(x: Tensor, gates: Tensor | None, tensors: tuple[Tensor, ...], call: _Call) -> tuple[Tensor, ...] | None:
     """y as (B, H, W, C) and what backward needs; None where the reference must do it."""
     layer, options, identity, eps = call
-    threads, inputs = torch.get_num_threads(), (_last(x), layer, options)
+    threads, inputs = torch.get_num_threads(), (formats.last(x), layer, options)
     found = KERNELS.mbconv_forward(*inputs, tensors, _rows(gates), identity, eps, threads)
     if found is None:
         plain.check(x, gates, tensors, layer, options, identity, eps)
@@ -114,8 +104,8 @@ def _backward(
 ) -> tuple[Tensor | None, Tensor | None, tuple[Tensor | None, ...]]:
     """Gradients of x (as dense (B, H, W, C)), gates (as rows) and tensors; empty where they are not wanted."""
     layer, options, identity, eps = call
-    threads, inputs = torch.get_num_threads(), (_last(x), layer, options)
-    rest = identity, eps, threads, _last(grad), saved, wanted
+    threads, inputs = torch.get_num_threads(), (formats.last(x), layer, options)
+    rest = identity, eps, threads, formats.last(grad), saved, wanted
     found = KERNELS.mbconv_backward(*inputs, tensors, _rows(gates), *rest)
     if found is None:
         dense = tuple(tensor.contiguous() for tensor in tensors)
@@ -124,29 +114,6 @@ def _backward(
         raise ValueError(f"The gradient must be a CPU tensor of {x.dtype} in the shape of the output.")
     result: tuple[Tensor | None, Tensor | None, tuple[Tensor | None, ...]] = found
     return result
-
-
-# Tells whether the running backward pass comes to a node: `backward(inputs=...)` leaves the others out, and
-# `needs_input_grad` does not know of it.
-_will_execute: Callable[[Any], bool] = getattr(torch._C, "_will_engine_execute_node", lambda node: True)
-
-
-def _executes(node: Any) -> bool:
-    if node is None:
-        return False
-    try:
-        return _will_execute(node)
-    except RuntimeError:  # torch does not say it of the leaves of torch.autograd.grad
-        return True
-
-
-def _wanted(nodes: Iterable[tuple[Any, int]], gates: bool) -> int:
-    """Which gradients someone waits for. `nodes` are those before x, the gates where there are some, and tensors."""
-    x, *others = (node for node, _ in nodes)
-    wanted = _WANTS_X * _executes(x)
-    if gates:
-        wanted |= _WANTS_GATES * _executes(others.pop(0))
-    return wanted | _WANTS_WEIGHTS * any(map(_executes, others))
 
 
 class _Blocks(torch.autograd.Function):
@@ -167,24 +134,20 @@ class _Blocks(torch.autograd.Function):
         ctx.save_for_backward(x, gates, *saved, *tensors)
         ctx.mark_non_differentiable(saved[-1])
         ctx.set_materialize_grads(False)
-        return _first(y, plain.is_channels_last(x)), saved[-1]
+        return formats.first(y, plain.is_channelsformats.last(x)), saved[-1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         count = len(ctx.needs_input_grad)
         if grad is None:
             return (None,) * count
-        if "Batched" in str(torch._C._dispatch_keys(grad)):
-            raise RuntimeError(
-                "The fused kernel takes one gradient at a time, not a batch of them (is_grads_batched, vectorize). "
-                "Use kernels='reference' for that."
-            )
+        graph.refuse_batched(grad)
         x, gates, *rest = ctx.saved_tensors
         saved, tensors = tuple(rest[:4]), tuple(rest[4:])
-        wanted = _wanted(ctx.next_functions, gates is not None)
+        wanted = graph.wanted(ctx.next_functions, gates is not None)
         x_grad, gates_grad, grads = _backward(x, gates, tensors, ctx.call, saved, grad, wanted)
         if x_grad is not None:
-            x_grad = _first(x_grad, plain.is_channels_last(x))
+            x_grad = formats.first(x_grad, plain.is_channelsformats.last(x))
         if gates_grad is not None and gates is not None:
             gates_grad = gates_grad.view(gates.shape)
         found = _of_trained(grads, ctx.call[1]) if grads else (None,) * (count - 5)
@@ -217,7 +180,7 @@ def mbconv_function(
     if torch.is_grad_enabled():
         result: tuple[Tensor, Tensor] = _Blocks.apply(call, tensors, done, x, gates, *_of_trained(tensors, options))
         return result
-    return _first(done[0], plain.is_channels_last(x)), done[-1]
+    return formats.first(done[0], plain.is_channelsformats.last(x)), done[-1]
 
 
 # The operator, which also returns what backward needs: mean and covariance of x, and products.
@@ -258,19 +221,14 @@ def mbconv_op(
         y, statistics = mbconv_reference(x, gates, tensors, *call)
         return y, statistics, x.new_empty(0), x.new_empty(0), x.new_empty(0)
     y, mean, covariance, products, statistics = done
-    return _first(y, plain.is_channels_last(x)), statistics, mean, covariance, products
-
-
-def _empty(x: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    return formats.first(y, plain.is_channelsformats.last(x)), statistics, mean, covariance, products
 
 
 @mbconv_op.register_fake
 def _(
     x: Tensor, gates: Tensor | None, tensors: list[Tensor], layer: list[int], options: list[int], *rest: Any
 ) -> _OpResult:
-    y = _empty(x, plain.out_shape(x, layer), plain.is_channels_last(x))
+    y = _empty(x, plain.out_shape(x, layer), plain.is_channelsformats.last(x))
     mean, covariance, products = (x.new_empty(shape) for shape in _saved_shapes(x, layer, options))
     return y, x.new_empty(plain.statistics_size(layer, options)), mean, covariance, products
 
@@ -292,15 +250,15 @@ def mbconv_backward_op(
     call, parts = (tuple(layer), tuple(options), identity, eps), tuple(tensors)
     if saved[0].numel():
         x_grad, gates_grad, grads = _backward(x, gates, parts, call, tuple(saved), grad, wanted)
-        x_grad = None if x_grad is None else _first(x_grad, plain.is_channels_last(x))
+        x_grad = None if x_grad is None else formats.first(x_grad, plain.is_channelsformats.last(x))
         gates_grad = gates_grad.view_as(gates) if gates_grad is not None and gates is not None else None
     else:
         x_grad, gates_grad, grads = _reference_grads(x, gates, parts, call, grad)
     nothing = x.new_empty(0)
-    trained = _of_trained(grads, options) if wanted & _WANTS_WEIGHTS else ()
+    trained = _of_trained(grads, options) if wanted & WANTS_WEIGHTS else ()
     return (
-        x_grad if x_grad is not None and wanted & _WANTS_X else nothing,
-        gates_grad if gates_grad is not None and wanted & _WANTS_GATES else nothing.clone(),
+        x_grad if x_grad is not None and wanted & WANTS_X else nothing,
+        gates_grad if gates_grad is not None and wanted & WANTS_GATES else nothing.clone(),
         list(trained),
     )
 
@@ -308,19 +266,16 @@ def mbconv_backward_op(
 def _reference_grads(
     x: Tensor, gates: Tensor | None, tensors: tuple[Tensor, ...], call: _Call, grad: Tensor
 ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
-    """Gradients of the reference. Below autograd, where an operator runs, only functions of functions can be
-    differentiated."""
+    """Gradients of the reference."""
     inputs = [x, *tensors] if gates is None else [x, gates, *tensors]
 
     def y(x: Tensor, *rest: Tensor) -> Tensor:
         columns, parts = (None, rest) if gates is None else (rest[0], rest[1:])
         return mbconv_reference(x, columns, parts, *call)[0]
 
-    pulled: Any = torch.func.vjp(y, *inputs)
-    x_grad, *grads = (part.clone() for part in pulled[1](grad))
+    x_grad, *grads = graph.gradients_of(y, inputs, grad)
     gates_grad = None if gates is None else grads.pop(0)
-    layout = torch.channels_last if plain.is_channels_last(x) else torch.contiguous_format
-    return x_grad.contiguous(memory_format=layout), gates_grad, tuple(grads)
+    return formats.like(x_grad, x), gates_grad, tuple(grads)
 
 
 @mbconv_backward_op.register_fake
@@ -336,10 +291,10 @@ def _(
     grad: Tensor,
     wanted: int,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    trained = _of_trained(tensors, options) if wanted & _WANTS_WEIGHTS else ()
+    trained = _of_trained(tensors, options) if wanted & WANTS_WEIGHTS else ()
     return (
-        _empty(x, x.shape, plain.is_channels_last(x)) if wanted & _WANTS_X else x.new_empty(0),
-        x.new_empty(gates.shape) if gates is not None and wanted & _WANTS_GATES else x.new_empty(0),
+        _empty(x, x.shape, plain.is_channelsformats.last(x)) if wanted & WANTS_X else x.new_empty(0),
+        x.new_empty(gates.shape) if gates is not None and wanted & WANTS_GATES else x.new_empty(0),
         [part.new_empty(part.shape) for part in trained],
     )
 
@@ -359,11 +314,11 @@ def _op_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     x, gates, *rest = ctx.saved_tensors
     saved, tensors = rest[:4], rest[4:]
     needs_x, needs_gates, needs_tensors, *_ = ctx.needs_input_grad
-    wanted = _WANTS_X * needs_x + _WANTS_GATES * needs_gates + _WANTS_WEIGHTS * any(needs_tensors)
+    wanted = WANTS_X * needs_x + WANTS_GATES * needs_gates + WANTS_WEIGHTS * any(needs_tensors)
     x_grad, gates_grad, trained = mbconv_backward_op(x, gates, tensors, *ctx.call, saved, grad, wanted)
     given, options = iter(trained), ctx.call[1]
     grads = [
-        next(given) if wanted & _WANTS_WEIGHTS and options[NUMBERS * (i // TENSORS) + 4] else None
+        next(given) if wanted & WANTS_WEIGHTS and options[NUMBERS * (i // TENSORS) + 4] else None
         for i in range(len(tensors))
     ]
     return x_grad if needs_x else None, gates_grad if needs_gates else None, grads, None, None, None, None

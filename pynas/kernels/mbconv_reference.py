@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pynas.kernels import formats
+
 ACTIVATIONS = ("none", "relu", "relu6", "hardswish")  # Activation of csrc/cpu/mbconv.h, in order
 KERNELS_ALLOWED = (3, 5, 7)
 TENSORS = 9  # of an option: weight, scale and shift of three convolutions
@@ -45,8 +47,7 @@ def mbconv_reference(
     assert total is not None
     if gates is not None and identity >= 0:
         total = total + x * _column(gates, identity)
-    layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
-    return total.contiguous(memory_format=layout), torch.cat(statistics)
+    return formats.like(total, x), torch.cat(statistics)
 
 
 def _block(
@@ -85,11 +86,6 @@ def activate(x: Tensor, code: int) -> Tensor:
 def _column(gates: Tensor, index: int) -> Tensor:
     column = gates[..., index]
     return column if gates.dim() == 1 else column[:, None, None, None]
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether the layer's output is to lie in channels_last; otherwise it is contiguous."""
-    return x.is_contiguous(memory_format=torch.channels_last)
 
 
 def out_shape(x: Tensor, layer: Sequence[int]) -> tuple[int, int, int, int]:

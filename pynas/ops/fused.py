@@ -17,7 +17,8 @@ from pynas.fuse import fold_conv_bn
 from pynas.kernels import setting
 from pynas.kernels.mbconv import mixed_mbconv
 from pynas.kernels.mbconv_infer import inference_function
-from pynas.kernels.mbconv_reference import ACTIVATIONS, KERNELS_ALLOWED, is_channels_last
+from pynas.kernels.formats import is_channels_last
+from pynas.kernels.mbconv_reference import ACTIVATIONS, KERNELS_ALLOWED
 from pynas.kernels.mbconv_update import update_norms
 from pynas.kernels.native import KERNELS
 from pynas.kernels.rule import runs_fused, worth
