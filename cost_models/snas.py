@@ -13,8 +13,10 @@ pools, and memory access. Batch norms and activations count nothing; y and C bel
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from .base import CostModel
 from .spec import Layer, OpSpec
 
 COUNTED = ("conv", "depthwise", "linear", "pool")
@@ -84,4 +86,4 @@ class Access:
         return "memory access counted as in SNAS, an identity's too; no device was measured"
 
 
-MEASURES = {"size": Size, "flops": Flops, "access": Access}
+MEASURES: dict[str, Callable[[], CostModel]] = {"size": Size, "flops": Flops, "access": Access}

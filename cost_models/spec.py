@@ -94,7 +94,7 @@ class OpSpec:
 
     @property
     def deployed(self) -> OpSpec:
-        """The spec that stands for this op on a device, where every BN is a scale and shift whether it learns or not."""
+        """The spec that stands for this op on a device, where every BN is scale and shift, learnt or not."""
         return self if self.affine else replace(self, affine=1)
 
     @property
@@ -213,9 +213,7 @@ def _check_numbers(spec: OpSpec) -> None:
         raise ValueError(f"size of a 'linear' op is {spec.size}; it must be 1.")
 
 
-def _conv(
-    cin: int, cout: int, size: int, kernel: int = 1, stride: int = 1, groups: int = 1, norm: int = 2
-) -> Layer:
+def _conv(cin: int, cout: int, size: int, kernel: int = 1, stride: int = 1, groups: int = 1, norm: int = 2) -> Layer:
     """A convolution whose BN has so many learnt values for each channel."""
     out = -(-size // stride)
     weights, norm = cout * (cin // groups) * kernel * kernel, norm * cout

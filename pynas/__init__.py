@@ -20,12 +20,16 @@ from pynas.choices import Choice, Gates, Slot
 from pynas.counting import Counts, count
 from pynas.registry import FAMILIES, SPACES, STRATEGIES, MissingExtra
 from pynas.results import Run, Trained
+from pynas.strategies.darts import DARTS
 from pynas.strategies.ef import EF
+from pynas.strategies.enas import ENAS
 from pynas.strategies.fairnas import FairNAS
 from pynas.strategies.fbnet import FBNet
 from pynas.strategies.one_shot import OneShot
 from pynas.strategies.random import RandomSearch
+from pynas.strategies.snas import SNAS
 from pynas.strategies.spos import SPOS
+from pynas.strategies.uniform import Uniform
 from pynas.supernet import Supernet
 from pynas.training.train import Recipe
 from pynas.truth import Truth, read_truth
@@ -38,8 +42,11 @@ published = _published.published
 rank = _rank.rank
 
 __all__ = [
+    "DARTS",
     "EF",
+    "ENAS",
     "FAMILIES",
+    "SNAS",
     "SPACES",
     "SPOS",
     "STRATEGIES",
@@ -58,6 +65,7 @@ __all__ = [
     "Supernet",
     "Trained",
     "Truth",
+    "Uniform",
     "check_table",
     "cost_models",
     "count",

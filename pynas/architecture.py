@@ -75,7 +75,7 @@ class Architecture:
         return space.build(lambda slot: FAMILIES.get(slot.family).single(slot, self.choices[slot.choice.name]))
 
     def with_options(self, **changes: Any) -> Architecture:
-        """The same choices in the space with some of its options changed: a deeper or wider network of found cells, say.
+        """The same choices in the space with some of its options changed: a deeper network of found cells, say.
 
         Raises:
             ValueError: If the space has no such option, or the choices do not fit.

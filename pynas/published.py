@@ -39,8 +39,8 @@ _FAIRNAS = {
 }
 _FAIRNAS_SE = {"squeeze": 0.5, "activation": "swish"}
 
-# Cells, read from the released code of SNAS and DARTS: for every node its edges, "operation(source)", nodes separated by
-# ";", the normal cell and then the reduction. 0 and 1 are the inputs, 2 the first node.
+# Cells, read from the released code of SNAS and DARTS: for every node its edges, "operation(source)", nodes separated
+# by ";", the normal cell and then the reduction. 0 and 1 are the inputs, 2 the first node.
 _CELLS = {
     "snas_mild": (
         "sep3(0) sep3(1); skip(0) dil3(1); skip(0) skip(1); skip(0) sep3(1)",

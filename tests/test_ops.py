@@ -13,9 +13,9 @@ from torch import nn
 from cost_models import Macs, MemoryTraffic, OpSpec, Params, Roofline, TorchHost
 from pynas import FAMILIES, Choice, Gates, Slot, count, fuse
 from pynas.ops import MODULES, build
-from pynas.ops.layers import ACTIVATIONS
 from pynas.ops.cell import NONE
 from pynas.ops.cell import OPTIONS as CELL_OPTIONS
+from pynas.ops.layers import ACTIVATIONS
 from pynas.ops.mbconv import OPTIONS
 from pynas.ops.prepared import prepare
 from pynas.spaces import fbnet

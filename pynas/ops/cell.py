@@ -22,8 +22,9 @@ NONE = "none"  # the option of an edge that is not there
 OPTIONS: Registry[Callable[[Slot], OpSpec]] = Registry("cell option")
 
 
-def _spec(slot: Slot, kind: str, **fields: int) -> OpSpec:
-    return OpSpec(kind, slot.in_channels, slot.out_channels, slot.size, stride=slot.stride, **fields)
+def _spec(slot: Slot, kind: str, kernel: int = 1, dilation: int = 1, affine: int = 1) -> OpSpec:
+    channels = slot.in_channels, slot.out_channels
+    return OpSpec(kind, *channels, slot.size, kernel, slot.stride, dilation=dilation, affine=affine)
 
 
 def _pool(slot: Slot, kind: str) -> OpSpec:
