@@ -38,7 +38,7 @@ from cost_models.spec import OpSpec
 from pynas import Gates, Supernet
 from pynas.kernels import setting
 from pynas.ops.layers import build
-from pynas.pipeline import make_space
+from pynas.plan import make_space
 
 SHORT = os.environ.get("PYNAS_BENCH_SHORT") == "1"
 TUNED = {

@@ -26,7 +26,7 @@ from cost_models.compiling import Job, compile_all
 from cost_models.machine import cpu_model
 from cost_models.runners import TorchHost, make_runner
 from cost_models.timing import runs_ms
-from pynas.pipeline import deployed
+from pynas.plan import deployed
 
 SHORT = os.environ.get("PYNAS_BENCH_SHORT") == "1"
 ROUNDS = 3 if SHORT else 25

@@ -28,6 +28,7 @@ from cost_models.files import write_atomic
 from pynas import pipeline
 from pynas.architecture import Architecture
 from pynas.console import Show
+from pynas.plan import Plan, make_plan
 from pynas.results import read_candidates
 from pynas.strategies.random import random_architectures
 from pynas.training.run import RunFolder
@@ -80,9 +81,9 @@ def alone(images: Path, out: Path, name: str, architecture: Architecture, seed: 
     write_atomic(target, json.dumps(record) + "\n")
 
 
-def _plan(images: Path, out: Path) -> pipeline.Plan:
+def _plan(images: Path, out: Path) -> Plan:
     run = RunFolder.open(out / "0001")
-    return pipeline.make_plan({**run.config(), "data": str(images)}, Show(quiet=True), run)
+    return make_plan({**run.config(), "data": str(images)}, Show(quiet=True), run)
 
 
 def random_nets(images: Path, out: Path) -> list[Architecture]:

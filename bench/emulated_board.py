@@ -35,7 +35,7 @@ from cost_models import boards, rpc_address
 from cost_models.folders import xdg
 from cost_models.plan import Incomplete, plan
 from cost_models.runners import make_runner
-from pynas import pipeline
+from pynas.plan import deployed, make_space, space_specs
 
 TOOLS = {
     "qemu-aarch64": "qemu-user",
@@ -153,8 +153,8 @@ def free_port() -> int:
 
 def measure(board: Board, folder: Path, number: int, kill_after: int | None = None) -> cost_models.LatencyTable:
     """Measure some ops of `fbnet_tiny`, and cut the board's power after so many rows."""
-    space = pipeline.make_space("fbnet_tiny", {})
-    specs = sorted(pipeline.space_specs(space), key=lambda spec: (spec.kind != "mbconv", spec.macs, spec))
+    space = make_space("fbnet_tiny", {})
+    specs = sorted(space_specs(space), key=lambda spec: (spec.kind != "mbconv", spec.macs, spec))
     others = [spec for spec in specs if spec.kind not in ("mbconv", "skip")]
     chosen = [*others, *(spec for spec in specs if spec.kind == "mbconv")][:number]
 
@@ -165,7 +165,7 @@ def measure(board: Board, folder: Path, number: int, kill_after: int | None = No
 
     runner = make_runner("tvm-rpc", target=TARGET, tracker=f"127.0.0.1:{board.tracker_port}", key=KEY)
     name = "emulated-board"
-    work = plan(chosen, build=pipeline.deployed, runner=runner, folder=folder, name=name, repeats=REPEATS)
+    work = plan(chosen, build=deployed, runner=runner, folder=folder, name=name, repeats=REPEATS)
     print(work, flush=True)
     return work.run(report=kill)
 

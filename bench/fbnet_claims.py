@@ -9,7 +9,7 @@ import argparse
 
 import cost_models
 from pynas.device_claims import NETS, devices_claim, macs_claim
-from pynas.pipeline import make_space
+from pynas.plan import make_space
 
 
 def main() -> None:

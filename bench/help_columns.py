@@ -17,7 +17,7 @@ import numpy as np
 from cost_models import OpSpec
 from cost_models.additive import fit_rows, fit_table
 from cost_models.agreement import Agreement, agreement
-from pynas.pipeline import make_space
+from pynas.plan import make_space
 from pynas.registry import FAMILIES
 
 SIZES = (50, 100, 200, 500, 1000, 4000)

@@ -51,7 +51,7 @@ from cost_models.tvm_model.blocks import instrument, split
 from cost_models.tvm_model.counts import count
 from cost_models.tvm_model.mca import Mca
 from cost_models.tvm_model.pieces import pieces
-from pynas.pipeline import deployed
+from pynas.plan import deployed
 from pynas.registry import FAMILIES
 from pynas.spaces.fbnet import SMALL_STAGES, FBNetSpace
 

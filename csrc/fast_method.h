@@ -37,6 +37,12 @@ inline bool read(PyObject* from, bool& to) {
 
 inline bool read(PyObject* from, TensorArg& to) { return to.read(from); }
 
+// Anything, as it is.
+inline bool read(PyObject* from, pybind11::handle& to) {
+  to = from;
+  return true;
+}
+
 // Of a tuple. A vector with no elements stands for None.
 template <typename T>
 bool read(PyObject* from, std::vector<T>& to) {

@@ -70,18 +70,26 @@ py::object mbconv_infer_pack(const Kernels& kernels, const Numbers& numbers,
   return py::none();
 }
 
+// Images as (images, height, width, channels), or as torch has them with channels last in memory.
+enum class Order { kAsStored, kTorch };
+
 template <typename T>
 py::object infer_of(const MbInferFunctions<T>& functions, const MbInferShape& s, const TensorArg& x,
-                    const TensorArg& packed, bool adds_input, int64_t threads) {
-  const int64_t images = x.size(0), height = x.size(1), width = x.size(2);
+                    Order order, const TensorArg& packed, bool adds_input, int64_t threads) {
+  const bool as_torch = order == Order::kTorch;
+  const int64_t images = x.size(0), height = x.size(as_torch ? 2 : 1);
+  const int64_t width = x.size(as_torch ? 3 : 2);
   const int64_t out_height = (height + s.stride - 1) / s.stride;
   const int64_t out_width = (width + s.stride - 1) / s.stride;
-  if (!x.is<T>({images, height, width, s.in_channels}) ||
-      !packed.is<T>({functions.packed_elements(s)}) ||
+  const bool fits = as_torch ? x.is_channels_last<T>({images, s.in_channels, height, width})
+                             : x.is<T>({images, height, width, s.in_channels});
+  if (!fits || !packed.is<T>({functions.packed_elements(s)}) ||
       (adds_input && (s.stride != 1 || s.in_channels != s.out_channels))) {
     return py::none();
   }
-  const NewTensor<T> y({images, out_height, out_width, s.out_channels});
+  const NewTensor<T> y = as_torch
+                             ? NewTensor<T>({images, s.out_channels, out_height, out_width}, true)
+                             : NewTensor<T>({images, out_height, out_width, s.out_channels});
   bool done = true;
   if (images * height * width > 0) {
     const LongWork work(images * height * width * s.hidden);
@@ -93,15 +101,21 @@ py::object infer_of(const MbInferFunctions<T>& functions, const MbInferShape& s,
   return done ? y.tensor : py::bool_(false);
 }
 
-// None: the arguments do not fit. False: zeros between groups have met infinities or NaN.
-py::object mbconv_infer(const Kernels& kernels, const TensorArg& x, const Numbers& numbers,
-                        const TensorArg& packed, bool adds_input, int64_t threads) {
+py::object infer_any(const Kernels& kernels, const TensorArg& x, Order order,
+                     const Numbers& numbers, const TensorArg& packed, bool adds_input,
+                     int64_t threads) {
   MbInferShape shape;
   if (!read_shape(numbers, 9, shape)) return py::none();
   const MbInferTable& table = kernels.mbconv_infer;
-  if (x.has<float>(4)) return infer_of(table.f32, shape, x, packed, adds_input, threads);
-  if (x.has<double>(4)) return infer_of(table.f64, shape, x, packed, adds_input, threads);
+  if (x.has<float>(4)) return infer_of(table.f32, shape, x, order, packed, adds_input, threads);
+  if (x.has<double>(4)) return infer_of(table.f64, shape, x, order, packed, adds_input, threads);
   return py::none();
+}
+
+// None: the arguments do not fit. False: zeros between groups have met infinities or NaN.
+py::object mbconv_infer(const Kernels& kernels, const TensorArg& x, const Numbers& numbers,
+                        const TensorArg& packed, bool adds_input, int64_t threads) {
+  return infer_any(kernels, x, Order::kAsStored, numbers, packed, adds_input, threads);
 }
 
 // Mixes a tensor's address and some of its elements into `stamp`.
@@ -131,19 +145,75 @@ bool mix_weights(const TensorArg& t, uint64_t& stamp) {
   return t.has<T>(4) && mix<T, Bits>(t, {t.size(0), t.size(1), t.size(2), t.size(3)}, stamp);
 }
 
-// A number that changes when weights do. Versions of tensors say less: optimisers that fuse their
-// step, and writes to Tensor.data, do not count. Reads some elements of each: training moves all.
-// None where a tensor is not dense.
-py::object mbconv_infer_stamp(const Kernels&, const std::vector<TensorArg>& tensors) {
-  uint64_t stamp = 0;
-  for (const TensorArg& t : tensors) {
-    if (t.none()) continue;
+// Mixes how often torch has written to a tensor. False where it does not count that: made in
+// inference mode.
+bool mix_version(PyObject* tensor, uint64_t& stamp) {
+  static PyObject* const name = PyUnicode_InternFromString("_version");
+  const auto version = py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor, name));
+  if (!version) {
+    PyErr_Clear();
+    return false;
+  }
+  stamp = stamp * 31 + static_cast<uint64_t>(PyLong_AsLongLong(version.ptr()));
+  return true;
+}
+
+// A number that changes when weights do: what torch writes in place, and, because optimisers that
+// fuse their step and writes to Tensor.data count as no versions, some elements of each, of which
+// training moves all. False where it cannot be told.
+bool stamp_of(const py::handle& tensors, uint64_t& stamp) {
+  stamp = 0;
+  if (!PyTuple_Check(tensors.ptr())) return false;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tensors.ptr()); ++i) {
+    PyObject* tensor = PyTuple_GET_ITEM(tensors.ptr(), i);
+    TensorArg t;
+    if (!t.read(tensor)) throw py::error_already_set();
+    if (t.none() || !mix_version(tensor, stamp)) return false;
     if (!mix_weights<float, uint32_t>(t, stamp) && !mix_weights<double, uint64_t>(t, stamp) &&
         !mix<int64_t, uint64_t>(t, {}, stamp)) {
-      return py::none();
+      return false;
     }
   }
+  stamp >>= 1;  // fits a signed number
+  return true;
+}
+
+// None where a tensor is not dense or has no version.
+py::object mbconv_infer_stamp(const Kernels&, const py::handle& tensors) {
+  uint64_t stamp;
+  if (!stamp_of(tensors, stamp)) return py::none();
   return py::int_(stamp);
+}
+
+// Whether dictionaries[i][keys[i]] is things[i], for all i.
+bool all_are(const py::handle& dictionaries, const py::handle& keys, const py::handle& things) {
+  PyObject *d = dictionaries.ptr(), *k = keys.ptr(), *t = things.ptr();
+  if (!PyTuple_Check(d) || !PyTuple_Check(k) || !PyTuple_Check(t)) return false;
+  const Py_ssize_t count = PyTuple_GET_SIZE(d);
+  if (PyTuple_GET_SIZE(k) != count || PyTuple_GET_SIZE(t) != count) return false;
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* holder = PyTuple_GET_ITEM(d, i);
+    if (!PyDict_Check(holder) ||
+        PyDict_GetItemWithError(holder, PyTuple_GET_ITEM(k, i)) != PyTuple_GET_ITEM(t, i)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// mbconv_infer for x in torch's order, if what was packed still stands: dictionaries, keys and
+// things, see all_are, and the stamp of the tensors among them. None where it does not.
+py::object mbconv_infer_prepared(const Kernels& kernels, const TensorArg& x,
+                                 const py::handle& dictionaries, const py::handle& keys,
+                                 const py::handle& things, const py::handle& tensors,
+                                 int64_t stamped, const Numbers& numbers, const TensorArg& packed,
+                                 bool adds_input, int64_t threads) {
+  uint64_t stamp;
+  if (!all_are(dictionaries, keys, things) || !stamp_of(tensors, stamp) ||
+      stamp != static_cast<uint64_t>(stamped)) {
+    return py::none();
+  }
+  return infer_any(kernels, x, Order::kTorch, numbers, packed, adds_input, threads);
 }
 
 }  // namespace
@@ -152,6 +222,7 @@ void bind_mbconv_infer(py::class_<Kernels>& kernels) {
   FastMethod<mbconv_infer_pack>::add(kernels, "mbconv_infer_pack");
   FastMethod<mbconv_infer>::add(kernels, "mbconv_infer");
   FastMethod<mbconv_infer_stamp>::add(kernels, "mbconv_infer_stamp");
+  FastMethod<mbconv_infer_prepared>::add(kernels, "mbconv_infer_prepared");
 }
 
 }  // namespace pynas

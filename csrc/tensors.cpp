@@ -31,7 +31,13 @@ struct alignas(kAlignment) Block {
   static void free(dlpack::VersionedTensor* managed) { std::free(managed->context); }
 };
 
-Block* new_block(dlpack::DataType dtype, std::initializer_list<int64_t> shape) {
+// Dimensions from the one whose elements lie next to each other to the outermost.
+constexpr int kInner[] = {1, 3, 2, 0};  // of channels last
+int inner_to_outer(int i, int dimensions, bool channels_last) {
+  return channels_last ? kInner[i] : dimensions - 1 - i;
+}
+
+Block* new_block(dlpack::DataType dtype, std::initializer_list<int64_t> shape, bool channels_last) {
   size_t bytes = dtype.bits / 8;
   for (const int64_t size : shape) bytes *= static_cast<size_t>(size);
   bytes = sizeof(Block) + (bytes + kAlignment - 1) / kAlignment * kAlignment;
@@ -50,30 +56,36 @@ Block* new_block(dlpack::DataType dtype, std::initializer_list<int64_t> shape) {
       0,
       {block + 1, {dlpack::kCpu, 0}, dimensions, dtype, block->shape, block->strides, 0}};
   int64_t stride = 1;
-  for (int i = dimensions - 1; i >= 0; --i) {
-    block->shape[i] = shape.begin()[i];
-    block->strides[i] = stride;
-    stride *= block->shape[i];
+  for (int i = 0; i < dimensions; ++i) {
+    const int at = inner_to_outer(i, dimensions, channels_last);
+    block->shape[at] = shape.begin()[at];
+    block->strides[at] = stride;
+    stride *= block->shape[at];
   }
   return block;
 }
 
 // The same without the C functions.
-NewMemory empty_of_torch(dlpack::DataType dtype, std::initializer_list<int64_t> shape) {
+NewMemory empty_of_torch(dlpack::DataType dtype, std::initializer_list<int64_t> shape,
+                         bool channels_last) {
   py::list sizes;
   for (const int64_t size : shape) sizes.append(size);
   const std::string name =
       (dtype.code == dlpack::kFloat ? "float" : "int") + std::to_string(dtype.bits);
   py::object tensor = torch.module.attr("empty")(
-      sizes, py::arg("dtype") = torch.module.attr(name.c_str()), py::arg("device") = "cpu");
+      sizes, py::arg("dtype") = torch.module.attr(name.c_str()), py::arg("device") = "cpu",
+      py::arg("memory_format") =
+          torch.module.attr(channels_last ? "channels_last" : "contiguous_format"));
   return {tensor, reinterpret_cast<void*>(tensor.attr("data_ptr")().cast<uintptr_t>())};
 }
 
-bool dense(const dlpack::Tensor& view) {
+bool dense(const dlpack::Tensor& view, bool channels_last) {
+  if (!view.strides) return !channels_last;
   int64_t expected = 1;
-  for (int i = view.ndim - 1; view.strides && i >= 0; --i) {
-    if (view.shape[i] != 1 && view.strides[i] != expected) return false;
-    expected *= view.shape[i];
+  for (int i = 0; i < view.ndim; ++i) {
+    const int at = inner_to_outer(i, view.ndim, channels_last);
+    if (view.shape[at] != 1 && view.strides[at] != expected) return false;
+    expected *= view.shape[at];
   }
   return true;
 }
@@ -112,7 +124,8 @@ bool TensorArg::read(PyObject* from) {
   }
 }
 
-bool TensorArg::is(dlpack::DataType dtype, std::initializer_list<int64_t> shape) const {
+bool TensorArg::is(dlpack::DataType dtype, std::initializer_list<int64_t> shape,
+                   bool channels_last) const {
   if (none_ || !same(view_.dtype, dtype) || view_.device.type != dlpack::kCpu ||
       static_cast<size_t>(view_.ndim) != shape.size()) {
     return false;
@@ -122,13 +135,16 @@ bool TensorArg::is(dlpack::DataType dtype, std::initializer_list<int64_t> shape)
     if (view_.shape[i] != shape.begin()[i]) return false;
     empty = empty || view_.shape[i] == 0;
   }
-  return empty || (view_.data && dense(view_));
+  return empty || (view_.data && dense(view_, channels_last));
 }
 
-NewMemory new_tensor(dlpack::DataType dtype, std::initializer_list<int64_t> shape) {
-  if (shape.size() > kMostDimensions) throw std::invalid_argument("too many dimensions");
-  if (!torch.api) return empty_of_torch(dtype, shape);
-  Block* block = new_block(dtype, shape);
+NewMemory new_tensor(dlpack::DataType dtype, std::initializer_list<int64_t> shape,
+                     bool channels_last) {
+  if (shape.size() > kMostDimensions || (channels_last && shape.size() != 4)) {
+    throw std::invalid_argument("a wrong number of dimensions");
+  }
+  if (!torch.api) return empty_of_torch(dtype, shape, channels_last);
+  Block* block = new_block(dtype, shape, channels_last);
   void* tensor = nullptr;
   if (torch.api->to_python(&block->managed, &tensor) != 0) throw py::error_already_set();
   return {py::reinterpret_steal<py::object>(static_cast<PyObject*>(tensor)), block + 1};

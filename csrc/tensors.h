@@ -42,6 +42,12 @@ class TensorArg {
     return is(dtype_of<T>(), shape);
   }
 
+  // The same with channels last in memory, for a shape (images, channels, height, width).
+  template <typename T>
+  bool is_channels_last(std::initializer_list<int64_t> shape) const {
+    return is(dtype_of<T>(), shape, true);
+  }
+
   // Whether its number of dimensions is this and its data type that of T.
   template <typename T>
   bool has(int32_t dimensions) const {
@@ -60,7 +66,8 @@ class TensorArg {
   static bool same(dlpack::DataType a, dlpack::DataType b) {
     return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes;
   }
-  bool is(dlpack::DataType dtype, std::initializer_list<int64_t> shape) const;
+  bool is(dlpack::DataType dtype, std::initializer_list<int64_t> shape,
+          bool channels_last = false) const;
 
   dlpack::Tensor view_{};
   bool none_ = true;
@@ -72,13 +79,15 @@ struct NewMemory {
   void* data;
 };
 
-NewMemory new_tensor(dlpack::DataType dtype, std::initializer_list<int64_t> shape);
+NewMemory new_tensor(dlpack::DataType dtype, std::initializer_list<int64_t> shape,
+                     bool channels_last = false);
 
 // A new dense tensor on the CPU, and its elements, which are not initialised.
 template <typename T>
 struct NewTensor {
-  explicit NewTensor(std::initializer_list<int64_t> shape)
-      : NewTensor(new_tensor(dtype_of<T>(), shape)) {}
+  // channels_last: in memory, for a shape (images, channels, height, width).
+  explicit NewTensor(std::initializer_list<int64_t> shape, bool channels_last = false)
+      : NewTensor(new_tensor(dtype_of<T>(), shape, channels_last)) {}
   explicit NewTensor(NewMemory&& from)
       : tensor(std::move(from.tensor)), data(static_cast<T*>(from.data)) {}
 

@@ -6,8 +6,9 @@
 Counts(params=4321464, macs=249921848)
 
 The front door is `search`; `retrain`, `evaluate`, `export` and `measure` do its parts alone, `check_table` and
-`fit_table` look after latency tables, `fairness` says whether the options of a search had equal chances. Everything
-with a name (spaces, strategies, formats, devices) is listed by `pynas list`.
+`fit_table` look after latency tables, `fairness` says whether the options of a search had equal chances, `rank` how
+well it orders networks, `plot_pareto` draws what it found. Everything with a name (spaces, strategies, formats,
+devices) is listed by `pynas list`.
 """
 
 import cost_models
@@ -18,6 +19,7 @@ from pynas import rank as _rank
 from pynas.architecture import Architecture
 from pynas.choices import Choice, Gates, Slot
 from pynas.counting import Counts, count
+from pynas.evolution import EvolutionSettings
 from pynas.registry import FAMILIES, SPACES, STRATEGIES, MissingExtra
 from pynas.results import Run, Trained
 from pynas.strategies.darts import DARTS
@@ -34,8 +36,10 @@ from pynas.supernet import Supernet
 from pynas.training.train import Recipe
 from pynas.truth import Truth, read_truth
 
-from pynas.api import evaluate, export, fairness, retrain, search  # isort: skip
+from pynas.api import evaluate, export, retrain, search  # isort: skip
 from pynas.measuring import check_table, fit_table, measure  # isort: skip
+from pynas.plots import plot_pareto  # isort: skip
+from pynas.reports import fairness  # isort: skip
 
 fuse = _fuse.fuse
 published = _published.published
@@ -53,6 +57,7 @@ __all__ = [
     "Architecture",
     "Choice",
     "Counts",
+    "EvolutionSettings",
     "FBNet",
     "FairNAS",
     "Gates",
@@ -75,6 +80,7 @@ __all__ = [
     "fit_table",
     "fuse",
     "measure",
+    "plot_pareto",
     "published",
     "rank",
     "read_truth",

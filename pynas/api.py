@@ -12,15 +12,18 @@ from typing import Any, Literal
 
 from torch import nn
 
+from cost_models.names import unknown
 from pynas import pipeline, settings
 from pynas.architecture import Architecture
 from pynas.console import Show
+from pynas.evolution import EvolutionSettings
 from pynas.export import Report
 from pynas.export import export as export_net
 from pynas.kernels import setting
-from pynas.results import Run, Trained, load_model, save_model
+from pynas.plan import Plan, make_plan
+from pynas.results import Run, SavedModel, Trained, load_model, net_folder, run_of, save_model
 from pynas.strategies import Strategy
-from pynas.summary import show_fairness, show_plan, show_result
+from pynas.summary import show_plan, show_result
 from pynas.training.data import open_data
 from pynas.training.evaluate import accuracy
 from pynas.training.run import RunFolder
@@ -34,6 +37,10 @@ def search(
     device: str = "host",
     latency_ms: float | Literal["auto"] | None = "auto",
     *,
+    objectives: list[str] | str | None = None,
+    limits: dict[str, float] | None = None,
+    directions: dict[str, Literal["max", "min"]] | None = None,
+    evolution: EvolutionSettings | None = None,
     preset: str | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
@@ -56,17 +63,26 @@ def search(
 ) -> Run:
     """Searches a space for the best network on a device, trains it, exports it, and compares it with random ones.
 
+    With objectives it searches for a Pareto set: networks that none of the others betters in everything.
+
     Args:
         space: Name of a search space; see `pynas list spaces`.
         strategy: How to search: a name (see `pynas list strategies`) or a strategy with its hyper-parameters.
         data: "digits", the name of a torchvision data set on disk, or an image folder.
         device: Whose latency table to use; "host" is this machine and is measured on first use.
         latency_ms: Budget; every returned network is predicted to meet it. "auto" is the middle between the cheapest
-            and the dearest network, none trades off freely by the strategy's own loss.
+            and the dearest network (no limit, with objectives); none trades off freely by the strategy's own loss.
+        objectives: What to pursue at once: any of accuracy, latency, macs and params, for instance "accuracy,latency".
+            The Pareto set is returned; its most accurate network is the best, is trained and exported.
+        limits: Worst allowed values with objectives, of these or others, for instance {"macs": 4e8}; a limit of latency
+            is latency_ms.
+        directions: Of macs and params with objectives, where more is wanted: {"params": "max"}.
+        evolution: How the Pareto set is looked for; by default with a population of 70, or of a quarter of the
+            strategy's evaluations where these are few.
         preset: Named hyper-parameters of a strategy given by name: "quick" (the default) or "paper".
         epochs: Overrides the strategy's.
         batch_size: Overrides the strategy's.
-        slack: Share of the budget that a returned network may leave unused.
+        slack: Share of the budget that a returned network may leave unused; not with objectives.
         recipe: How found networks are trained.
         retrain: Whether to train, test and export the best network.
         baseline: How many random networks of the same budget to train for comparison.
@@ -86,7 +102,7 @@ def search(
         quiet: Prints nothing.
 
     Returns:
-        The run: `best`, `candidates`, `figures`, `folder`.
+        The run: `best`, `candidates` (the Pareto set, with objectives), `figures`, `folder`.
 
     Raises:
         ValueError: For anything that cannot work, in one sentence, before work is lost.
@@ -105,7 +121,7 @@ def search(
         folder, config = None, settings.resolve(asked)
     settings.use_threads(config)
     with setting.using(config["kernels"]):
-        plan = pipeline.make_plan(config, show, folder)
+        plan = make_plan(config, show, folder)
         show_plan(plan, show)
         run = folder if folder is not None else RunFolder.create(config["out"], {**config, "latency_ms": plan.budget})
         show.line(f"run folder: {run.path}")
@@ -131,7 +147,7 @@ def _opened(path: str | Path) -> tuple[RunFolder, dict[str, Any]]:
 def retrain(
     run: str | Path | Run,
     *,
-    net: str | None = None,
+    net: int | str | None = None,
     preset: str | None = None,
     epochs: int | None = None,
     recipe: Recipe | None = None,
@@ -139,13 +155,14 @@ def retrain(
     kernels: Literal["auto", "fused", "reference"] | None = None,
     quiet: bool = False,
 ) -> Trained:
-    """Trains the best network of a run (or another architecture on its data) from scratch, and keeps the weights.
+    """Trains the best network of a run (or another one of it) from scratch, and keeps the weights.
 
     Interrupted, the same call goes on where it stood.
 
     Args:
         run: A finished search, or its folder.
-        net: An architecture file to train instead of the run's best.
+        net: Instead of the best, another of the networks that the run found: its number in the table of the Pareto
+            set; or an architecture file.
         preset: Named recipe: "quick", "fairnas" (its paper's) or "nas_bench_macro" (its table's).
         epochs: Overrides the recipe's.
         recipe: How; the run's own by default.
@@ -154,7 +171,8 @@ def retrain(
         quiet: Prints nothing.
 
     Returns:
-        The trained network with its accuracy on the test images; its weights lie in `model/` of the run.
+        The trained network with its accuracy on the test images; its weights lie in `model/` of the run, or of
+        `nets/<number>` there. The accuracy is noted in `trained.jsonl`, see `Run.trained`.
 
     Raises:
         ValueError: If the run is unfinished or broken, or the network belongs to another space.
@@ -163,15 +181,11 @@ def retrain(
         raise ValueError("Give a recipe or a preset, not both. To change one: Recipe.preset('fairnas', epochs=30).")
     finished = run if isinstance(run, Run) else Run.open(run)
     show = Show(quiet)
+    architecture, place = _net(finished, net)
     folder, config = _opened(finished.folder)
     settings.use_threads(config)
-    architecture = finished.best if net is None else Architecture.load(net)
-    plan = pipeline.make_plan(config, show, folder)
-    if architecture.space != plan.space.name:
-        raise ValueError(f"The network is of space {architecture.space!r}, the run of {plan.space.name!r}.")
-    if dict(architecture.options) != dict(plan.space.options()):
-        differing = [key for key, value in plan.space.options().items() if architecture.options.get(key) != value]
-        raise ValueError(f"The network and the run differ in the space's {', '.join(differing)}.")
+    plan = make_plan(config, show, folder)
+    _check_space(architecture, plan)
     how = recipe or (plan.recipe if preset is None else Recipe.preset(preset))
     if epochs is not None:
         how = dataclasses.replace(how, epochs=epochs)
@@ -181,25 +195,51 @@ def retrain(
     told = hashlib.sha256(f"{architecture.fingerprint} {how} {seed} {asked}".encode()).hexdigest()[:12]
     with setting.using(asked):
         trained = pipeline.train_alone(plan, architecture, folder, f"retrain-{told}", seed, show, "the same command")
-    save_model(folder, trained, plan.data)
-    show.line(f"test accuracy {trained.accuracy:.2%} of {trained.images} images; weights in {folder.path / 'model'}")
+    trained = dataclasses.replace(trained, folder=place)
+    save_model(place, trained, plan.data)
+    show.line(f"test accuracy {trained.accuracy:.2%} of {trained.images} images; weights in {place / 'model'}")
     return trained
 
 
-def evaluate(run: str | Path | Run | Trained, *, data: str | None = None, quiet: bool = False) -> float:
+def _net(run: Run, net: int | str | None) -> tuple[Architecture, Path]:
+    """A network of a run, and the folder whose `model/` is for its weights."""
+    if net is None or isinstance(net, str):
+        return run.best if net is None else Architecture.load(net), run.folder
+    if isinstance(net, bool) or not 1 <= net <= len(run.candidates):
+        found = len(run.candidates)
+        raise ValueError(f"The run found {found} networks, numbered from 1 to {found}; there is none of number {net}.")
+    return run.candidates[net - 1].architecture, net_folder(run.folder, net)
+
+
+def _check_space(architecture: Architecture, plan: Plan) -> None:
+    if architecture.space != plan.space.name:
+        raise ValueError(f"The network is of space {architecture.space!r}, the run of {plan.space.name!r}.")
+    if dict(architecture.options) != dict(plan.space.options()):
+        differing = [key for key, value in plan.space.options().items() if architecture.options.get(key) != value]
+        raise ValueError(f"The network and the run differ in the space's {', '.join(differing)}.")
+
+
+def evaluate(
+    run: str | Path | Run | Trained,
+    *,
+    net: int | None = None,
+    weights: Literal["trained", "inherited"] = "trained",
+    data: str | None = None,
+    quiet: bool = False,
+) -> float:
     """Accuracy of a run's trained network on test images.
 
     Args:
         run: A run, its folder, or what `retrain` returned.
+        net: Instead of the best, another of the networks that the run found, by its number.
+        weights: Those of its own training, or inherited from the run's supernet.
         data: Other data with the same classes; its test images are used. The run's own by default.
         quiet: Prints nothing.
 
     Returns:
         Top-1 accuracy between 0 and 1.
     """
-    path = _folder_of(run)
-    saved = load_model(path)
-    _, config = _opened(path)
+    saved, config = _weighted(run, net, weights)
     settings.use_threads(config)
     images = open_data(
         config["data"] if data is None else data,
@@ -214,16 +254,17 @@ def evaluate(run: str | Path | Run | Trained, *, data: str | None = None, quiet:
         raise ValueError(
             f"The data has classes {list(images.classes)[:5]}..., the network {list(saved.classes)[:5]}..."
         )
-    net = run.model if isinstance(run, Trained) else saved.net
-    right = accuracy(net, images.test, images)
+    right = accuracy(saved.net, images.test, images)
     Show(quiet).line(f"test accuracy {right:.2%} of {len(images.test)} images")
     return right
 
 
 def export(
-    net: nn.Module | str | Path | Run | Trained,
+    run: nn.Module | str | Path | Run | Trained,
     path: str | None = None,
     *,
+    net: int | None = None,
+    weights: Literal["trained", "inherited"] = "trained",
     input_size: int | None = None,
     format: str | None = None,
     quiet: bool = False,
@@ -231,8 +272,11 @@ def export(
     """Writes a trained network for deployment, runs the file back, and compares.
 
     Args:
-        net: A run's folder, a run, what `retrain` returned, or any module that takes (B, 3, S, S).
-        path: File to write, for instance "net.onnx"; `export/net.onnx` in the run by default.
+        run: A run's folder, a run, what `retrain` returned, or any module that takes (B, 3, S, S).
+        path: File to write, for instance "net.onnx"; by default `export/net.onnx` in the run, or in `nets/<number>`
+            there.
+        net: Instead of the run's best network another that it found, by its number in the table.
+        weights: Those of its own training, or inherited from the run's supernet.
         input_size: Height and width of the image in pixels; needed for a module, known for a run.
         format: By default from the suffix; see `pynas list formats`.
         quiet: Prints nothing.
@@ -242,65 +286,53 @@ def export(
 
     Raises:
         ValueError: If the file's outputs differ from the network's; nothing is left behind.
+        FileNotFoundError: If the network was not trained; names the command.
         MissingExtra: If the format needs a package that is not installed.
     """
     extra: dict[str, Any] = {}
-    if isinstance(net, nn.Module):
+    if isinstance(run, nn.Module):
+        if net is not None or weights != "trained":
+            raise ValueError("A module is exported as it is: net and weights go with a run.")
         if path is None:
             raise ValueError("Say where to write the module: export(net, 'net.onnx', input_size=224).")
         if input_size is None:
-            input_size = getattr(net, "input_size", None)
+            input_size = getattr(run, "input_size", None)
         if input_size is None:
             raise ValueError("Say the module's input size in pixels: export(net, 'net.onnx', input_size=224).")
-        module, target = net, Path(path)
+        module, target = run, Path(path)
     else:
-        folder = _folder_of(net)
-        saved = load_model(folder)
-        module = net.model if isinstance(net, Trained) else saved.net
-        input_size = saved.input_size
-        target = Path(path) if path is not None else folder / "export" / f"net.{format or 'onnx'}"
+        saved, _ = _weighted(run, net, weights)
+        module, input_size = saved.net, saved.input_size
+        target = Path(path) if path is not None else saved.folder / "export" / f"net.{format or 'onnx'}"
         if path is None:
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
         extra = {"labels": saved.classes, "mean": saved.mean, "std": saved.std}
     report = export_net(module, target, input_size=input_size, format=format, **extra)
     Show(quiet).line(str(report))
     return report
 
 
-def fairness(runs: list[str], *, quiet: bool = False) -> list[dict[str, Any]]:
-    """Prints for some runs whether the options of a layer had equal chances of training (FairNAS, table 1).
-
-    EF, fairness in expectation: whether updates of options are no more unequal than independent draws of equal
-    probability make them (chi-square, p of 0.001 or more). SF, strict fairness: whether they were equal after every
-    step. Updates through soft gates count as much as the gate.
-
-    Args:
-        runs: Folders of searches, finished or not.
-        quiet: Prints nothing.
-
-    Returns:
-        For every run its strategy, `pynas.updates.Verdict` as plain values, and the updates of every option.
-
-    Raises:
-        ValueError: If a search has not finished an epoch, or was made before updates were counted.
-    """
-    found = []
-    for path in runs:
-        folder = RunFolder.open(path)
-        record: dict[str, Any] = (folder.metrics("search") or [{}])[-1]
-        if "fairness" not in record:
-            raise ValueError(f"{folder.path} has no counts of updates: no epoch of its search is finished.")
-        strategy = folder.config()["strategy"]["name"]
-        found.append(
-            {"run": str(folder.path), "strategy": strategy, **record["fairness"], "updates": record["updates"]}
-        )
-    show_fairness(found, Show(quiet))
-    return found
-
-
-def _folder_of(run: str | Path | Run | Trained) -> Path:
-    if isinstance(run, str | Path):
-        return RunFolder.open(run).path
-    if run.folder is None:
-        raise ValueError("This network was not trained in a run; give its module to export.")
-    return run.folder
+def _weighted(
+    run: str | Path | Run | Trained, net: int | None, weights: Literal["trained", "inherited"]
+) -> tuple[SavedModel, dict[str, Any]]:
+    """A network of a run with weights, and the run's settings."""
+    if isinstance(run, Trained):
+        if run.folder is None:
+            raise ValueError("This network was not trained in a run; give its module to export.")
+        if net is not None or weights != "trained":
+            raise ValueError("What retrain returned is one network with its weights: net and weights go with a run.")
+        return dataclasses.replace(load_model(run.folder), net=run.model), _opened(run_of(run.folder))[1]
+    folder, config = _opened(run.folder if isinstance(run, Run) else run)
+    if net is None and weights == "trained":
+        return load_model(folder.path), config
+    architecture, place = _net(Run.open(folder.path), net)
+    if weights == "trained":
+        return load_model(place), config
+    if weights != "inherited":
+        raise unknown("kind of weights", weights, ("trained", "inherited"))
+    settings.use_threads(config)
+    plan = make_plan(config, Show(quiet=True), folder)
+    (r, g, b), (dr, dg, db) = plan.data.mean, plan.data.std
+    mean, std = (float(r), float(g), float(b)), (float(dr), float(dg), float(db))
+    module = pipeline.inherited(plan, architecture, folder)
+    return SavedModel(module, architecture, plan.data.classes, mean, std, place), config

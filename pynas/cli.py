@@ -1,4 +1,4 @@
-"""The functions of `pynas.api` as commands: flags, help, YAML configs and errors, all from their signatures."""
+"""The functions of the front door as commands: flags, help, YAML configs and errors, all from their signatures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import ArgumentError, auto_cli
 
 import cost_models
-from pynas import api, measuring
+from pynas import api, measuring, reports
 from pynas.console import Show
 from pynas.export import FORMATS
 from pynas.info import info
@@ -61,7 +61,8 @@ COMMANDS: dict[str, Any] = {
     "export": api.export,
     "measure": measuring.measure,
     "table": {"_help": "Look at tables, make them.", "check": measuring.check_table, "fit": measuring.fit_table},
-    "fairness": api.fairness,
+    "fairness": reports.fairness,
+    "rank": reports.rank_run,
     "list": list_names,
     "info": info,
 }

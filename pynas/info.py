@@ -12,7 +12,7 @@ import cost_models
 from pynas import kernels
 from pynas.console import Show
 from pynas.export import FORMATS
-from pynas.pipeline import kernels_used
+from pynas.plan import kernels_used
 from pynas.registry import SPACES, STRATEGIES
 from pynas.training.run import environment
 

@@ -14,8 +14,9 @@ from cost_models.folders import xdg
 from cost_models.plan import Plan, plan
 from cost_models.runners import make_runner
 from cost_models.trust import Finding, findings_text, self_check
-from pynas import pipeline, tables
+from pynas import tables
 from pynas.console import Show
+from pynas.plan import classifier_specs, deployed, make_space, space_specs
 from pynas.registry import SearchSpace
 from pynas.training.loop import Interrupted
 
@@ -86,16 +87,16 @@ def measure(
         raise ValueError("The table 'host' is torch's with one thread. Give this one a name of its own.")
     if calibrate and not check:
         raise ValueError("A calibration needs whole networks to be fitted on: add --check 30")
-    made = pipeline.make_space(space, space_options or {})
+    made = make_space(space, space_options or {})
     board: dict[str, Any] = {"address": address, "tracker": tracker, "key": key, "timeout_s": timeout_s}
-    specs = sorted({*pipeline.space_specs(made), *pipeline.classifier_specs(made)})
+    specs = sorted({*space_specs(made), *classifier_specs(made)})
     folder = cost_models.device_folder(name)
     work = table = None
     try:
         times = make_runner(runner, threads, **board, target=target, core=core, tune=tune)
         if getattr(times, "deterministic", False):
             repeats = FEWEST_REPEATS
-        work = plan(specs, build=pipeline.deployed, runner=times, folder=folder, name=name, repeats=repeats)
+        work = plan(specs, build=deployed, runner=times, folder=folder, name=name, repeats=repeats)
         table = _filled(work, space, show)
         show.line(findings_text(self_check(table, specs)))
         if check:
@@ -125,9 +126,9 @@ def check_table(
     Returns:
         What was found; empty for a table without fault.
     """
-    made = pipeline.make_space(space, space_options or {})
+    made = make_space(space, space_options or {})
     table = cost_models.load(device)
-    found = self_check(table, pipeline.space_specs(made))
+    found = self_check(table, space_specs(made))
     show = Show(quiet)
     show.line(table.describe())
     show.line(findings_text(found))
@@ -168,7 +169,7 @@ def fit_table(
     Returns:
         The table, its errors, and the verdict.
     """
-    made = pipeline.make_space(space, space_options or {})
+    made = make_space(space, space_options or {})
     about: dict[str, Any] = {"runner": runner, "precision": precision, "threads": threads, "batch": batch, "cpu": cpu}
     fitted = tables.fit_csv(made, csv, device, seed=seed, **about)
     Show(quiet).line(str(fitted))

@@ -64,7 +64,7 @@ GOALS = {
     goal.name: goal
     for goal in (Goal("accuracy", "max"), Goal("macs", "min"), Goal("params", "min"), Goal("latency_ms", "min"))
 }
-_SHORT = {"latency": "latency_ms"}
+SHORT = {"latency": "latency_ms"}
 
 
 def goals(
@@ -80,7 +80,8 @@ def goals(
         directions: Where the usual one (more accuracy, less of the others) is not wanted.
 
     Raises:
-        ValueError: For a name that is no goal, one that comes twice, or none at all.
+        ValueError: For a name that is no goal, one that comes twice, none at all, or a direction of what is neither
+            pursued nor limited.
 
     >>> [goal.bound for goal in goals("accuracy,macs", limits={"latency": 20}) if goal.limit is not None]
     ['latency_ms <= 20']
@@ -94,6 +95,9 @@ def goals(
         raise ValueError(f"The objective {twice[0]!r} is named twice.")
     bounds = {_known(name): float(limit) for name, limit in (limits or {}).items()}
     turned = {_known(name): direction for name, direction in (directions or {}).items()}
+    for name in turned:
+        if name not in (*pursued, *bounds):
+            raise ValueError(f"There is a direction of {name}, which is neither an objective nor limited.")
     made = []
     for name in [*pursued, *(name for name in bounds if name not in pursued)]:
         direction = turned.get(name, GOALS[name].direction)
@@ -102,7 +106,7 @@ def goals(
 
 
 def _known(name: str) -> str:
-    word = _SHORT.get(name.strip(), name.strip())
+    word = SHORT.get(name.strip(), name.strip())
     if word not in GOALS:
         raise unknown("objective", word, GOALS)
     return word

@@ -1,12 +1,10 @@
-"""From what was asked to a checked network: the stages of a search, each resumable from the run folder."""
+"""From a plan to a checked network: the stages of a search, each resumable from the run folder."""
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,209 +12,32 @@ import torch
 from torch import nn
 
 import cost_models
+from cost_models.analytic import Macs, Params
 from cost_models.runners import TorchHost, cpu_model
-from pynas import kernels
 from pynas.architecture import Architecture
-from pynas.budget import check_budget, cost_range
+from pynas.budget import cost_range
 from pynas.console import Show
 from pynas.counting import count
 from pynas.export import Report, export
 from pynas.fuse import fuse
-from pynas.kernels import setting
-from pynas.ops import build
-from pynas.registry import FAMILIES, SPACES, STRATEGIES, SearchSpace
-from pynas.results import Run, Trained, read_candidates, save_model, write_candidates
-from pynas.strategies import Candidate, Problem, Strategy
+from pynas.plan import Plan, kernels_used
+from pynas.plots import plot_pareto
+from pynas.rank import write_png
+from pynas.registry import SearchSpace
+from pynas.results import Run, Trained, note_trained, read_candidates, save_model, write_candidates
+from pynas.strategies import Candidate
+from pynas.strategies.fbnet import CALIBRATE
 from pynas.strategies.random import random_architectures
-from pynas.supernet import CostTable, cost_table
+from pynas.supernet import Supernet, cost_table
 from pynas.timed_nets import net_specs
-from pynas.training.data import Data, open_data
-from pynas.training.evaluate import accuracy
+from pynas.training.data import Data
+from pynas.training.evaluate import accuracy, recalibrate
 from pynas.training.feed import Feed, batches
 from pynas.training.loop import Interrupted, train
 from pynas.training.run import RunFolder
-from pynas.training.train import Recipe, Training
+from pynas.training.train import Training
 
 TIMINGS = 15
-CLASS_COUNTS = (2, 5, 10, 30, 100, 300, 1000)
-ELSEWHERE = ("cortex-a72",)  # devices that every result is priced on as well
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that a search needs, checked before anything is written.
-
-    Args:
-        config: What was asked, as plain values.
-        space: Where to search.
-        strategy: How.
-        data: On which images.
-        device: Latency table.
-        table: Its costs of the space's options.
-        budget: In milliseconds, or None.
-        recipe: How found networks are trained.
-        elsewhere: Other devices that the result is priced on.
-    """
-
-    config: Mapping[str, Any]
-    space: SearchSpace
-    strategy: Strategy
-    data: Data
-    device: cost_models.LatencyTable
-    table: CostTable
-    budget: float | None
-    recipe: Recipe
-    elsewhere: tuple[cost_models.LatencyTable, ...] = ()
-
-
-def make_plan(config: Mapping[str, Any], show: Show, folder: RunFolder | None = None) -> Plan:
-    """Resolves names, opens data and table, and checks the budget. Writes nothing, but may measure the host.
-
-    Args:
-        config: Parameters of `pynas.search` by name.
-        show: Where progress is shown.
-        folder: The run to resume: its copies of the tables are used, so that a resumed search does not change.
-
-    Raises:
-        ValueError: For whatever cannot work, in one sentence.
-        OSError: For files that cannot be read or written.
-    """
-    strategy = make_strategy(config["strategy"])
-    try:
-        recipe = Recipe(**config["recipe"])
-    except TypeError as error:
-        raise ValueError(f"The recipe does not fit: {error}.") from None
-    unsized = make_space(config["space"], config["space_options"])
-    if folder is None:
-        check_writable(Path(config["out"]))
-    data = open_data(
-        config["data"],
-        size=unsized.input_size,
-        seed=config["seed"],
-        limit=config["limit"],
-        on_corrupt=config["on_corrupt"],
-        augment=config["augment"],
-    )
-    space = make_space(config["space"], {**config["space_options"], "classes": len(data.classes)})
-    strategy.suit(space)
-    device = open_device(config["device"], space, config["strict_table"], show, folder)
-    table = cost_table(space, device)
-    budget = config["latency_ms"]
-    if budget == "auto":
-        bounds = cost_range(table)
-        budget = float(f"{(bounds.low + bounds.high) / 2:.3g}")
-    if budget is not None:
-        check_budget(table, budget)
-    elsewhere = open_elsewhere(space, device.name, show, folder)
-    return Plan(config, space, strategy, data, device, table, budget, recipe, elsewhere)
-
-
-def make_space(name: str, options: Mapping[str, Any]) -> SearchSpace:
-    """A space by name. Raises ValueError for an unknown name or option."""
-    make = SPACES.get(name)
-    known = sorted(make().options())
-    strange = sorted(set(options) - set(known))
-    if strange:
-        raise ValueError(f"Space {name!r} has no option {', '.join(map(repr, strange))}. Allowed: {', '.join(known)}.")
-    try:
-        return make(**options)
-    except TypeError as error:
-        raise ValueError(f"The options {dict(options)} do not fit space {name!r}: {error}.") from None
-
-
-def make_strategy(settings: Mapping[str, Any]) -> Strategy:
-    """A strategy from its name and hyper-parameters. Raises ValueError when they do not fit."""
-    try:
-        strategy: Strategy = STRATEGIES.get(settings["name"])(**settings["settings"])
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"The strategy's settings do not fit: {error}.") from None
-    return strategy
-
-
-def check_writable(out: Path) -> None:
-    """Raises OSError unless runs can be written to this folder, without leaving anything behind."""
-    existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryDirectory(prefix=".pynas-", dir=existing):
-            pass
-    except OSError as error:
-        raise OSError(f"Cannot write runs to {out}: {error.strerror}. Choose another folder with --out.") from None
-
-
-def space_specs(space: SearchSpace) -> list[cost_models.OpSpec]:
-    """Every distinct op of a space, fixed ones included."""
-    options = [FAMILIES.get(slot.family).spec(slot, name) for slot in space.slots() for name in slot.choice.options]
-    return sorted({*space.fixed_specs(), *options})
-
-
-def kernels_used(space: SearchSpace, amp: str = "off", images: int = 16) -> str:
-    """In how many layers of a space's supernet training on so many images runs in fused kernels, as it is set."""
-    slots, facts = space.slots(), kernels.facts()
-    if amp != "off":
-        return f"plain PyTorch in all {len(slots)} layers (mixed precision)"
-    if facts["isa"] == "none":
-        return f"plain PyTorch in all {len(slots)} layers (the C++ kernels are missing; see: pynas info)"
-    fused = sum(getattr(FAMILIES.get(slot.family), "fused", lambda *_: False)(slot, images) for slot in slots)
-    asked = "" if setting.current() == "auto" else f" (kernels={setting.current()!r})"
-    if not fused:
-        return f"plain PyTorch in all {len(slots)} layers{asked}"
-    return f"fused C++ ({facts['isa']}) in {fused} of {len(slots)} layers{asked}"
-
-
-def classifier_specs(space: SearchSpace) -> list[cost_models.OpSpec]:
-    """The classifier for other numbers of classes, so that a table which has them can price any data set."""
-    linear = [spec for spec in space.fixed_specs() if spec.kind == "linear"]
-    return [dataclasses.replace(spec, out_channels=classes) for spec in linear for classes in CLASS_COUNTS]
-
-
-def deployed(spec: cost_models.OpSpec) -> nn.Module:
-    """The module of an op as it is deployed: eval mode, batch norm folded."""
-    return fuse(build(spec))
-
-
-def open_device(
-    name: str, space: SearchSpace, strict: bool, show: Show, folder: RunFolder | None = None
-) -> cost_models.LatencyTable:
-    """The table of a device. The host is measured where rows are missing; no other device ever is.
-
-    Raises:
-        ValueError: If the device is unknown or its table does not cover the space; names the measuring command.
-    """
-    if folder is not None and (folder.path / "device").is_dir():
-        return cost_models.load_folder(folder.path / "device", strict=strict)
-    if name != "host":
-        return cost_models.load(name, strict=strict)
-    specs = space_specs(space)
-    with show.bar("measuring this host", len(specs)) as bar:
-        try:
-            return cost_models.host_table(specs, build=deployed, report=bar.report)
-        except KeyboardInterrupt:
-            told = "Stopped while this host was measured; what was timed is kept. Go on with: the same command"
-            raise Interrupted(told) from None
-
-
-def open_elsewhere(
-    space: SearchSpace, here: str, show: Show, folder: RunFolder | None = None
-) -> tuple[cost_models.LatencyTable, ...]:
-    """Tables of `ELSEWHERE` but for `here`, where there are any that can price every op of the space.
-
-    For a run to resume those that it began with, from its folder.
-    """
-    kept = folder is not None and (folder.path / "device").is_dir() and (folder.path / "elsewhere").is_dir()
-    found = []
-    for name in ELSEWHERE:
-        try:
-            if folder is not None and kept:
-                copy = folder.path / "elsewhere" / name
-                table = cost_models.load_folder(copy) if copy.is_dir() else None
-            else:
-                table = cost_models.find(name) if name != here else None
-        except (ValueError, OSError) as error:  # a further price is no reason to stop
-            show.line(f"{name} is left out of the result: {error}")
-            continue
-        if table is not None and table.covers(space_specs(space)):
-            found.append(table)
-    return tuple(found)
 
 
 def _keep_tables(plan: Plan, run: RunFolder) -> None:
@@ -245,18 +66,20 @@ def _stages(plan: Plan, run: RunFolder, show: Show) -> Run:
     seed = plan.config["seed"]
     if not (run.path / "device").is_dir():
         _keep_tables(plan, run)
-    candidates = _search(plan, run, show)
-    best = candidates[0]
+    judged = _search(plan, run, show)
+    best = judged[0]
+    if plan.goals and not (run.path / "pareto.png").exists():
+        write_png(plot_pareto(Run.of(run, judged, {})), run.path / "pareto.png")
     figures: dict[str, Any] = run.read_json("result.json") or {}
     if plan.config["retrain"] and not figures:
         trained = train_alone(plan, best.architecture, run, "retrain", seed, show)
-        save_model(run, trained, plan.data)
+        save_model(run.path, trained, plan.data)
         baseline = _baseline(plan, best, run, show)
         report = export_checked(trained.model, run.path / "export" / "net.onnx", plan.data, plan.space.input_size)
         figures = _figures(plan, best, trained, baseline, (run.metrics("search") or [{}])[-1])
         figures["export"] = {"path": str(report.path), "difference": report.max_abs_diff, "check": str(report)}
         run.write_json("result.json", figures)
-    return Run(run.path, best.architecture, tuple(candidates), figures)
+    return Run.of(run, judged, figures)
 
 
 def _search(plan: Plan, run: RunFolder, show: Show) -> list[Candidate]:
@@ -265,8 +88,7 @@ def _search(plan: Plan, run: RunFolder, show: Show) -> list[Candidate]:
         return found
     config, strategy = plan.config, plan.strategy
     torch.manual_seed(config["seed"])
-    problem = Problem(plan.space, plan.table, plan.budget, config["slack"], config["seed"], config["amp"])
-    strategy.prepare(problem)
+    strategy.prepare(plan.problem())
     feed = Feed(plan.data, batch_size=strategy.batch_size, seed=config["seed"])
     total = sum(strategy.steps(feed, epoch) for epoch in range(strategy.epochs))
     with show.bar(f"search ({config['strategy']['name']})", total) as bar:
@@ -274,7 +96,13 @@ def _search(plan: Plan, run: RunFolder, show: Show) -> list[Candidate]:
     history = getattr(strategy, "theta_history", None)
     if history is not None:
         run.write_array("theta.npy", history())
-    found = strategy.derive(feed, run)
+    macs, params = cost_table(plan.space, Macs()), cost_table(plan.space, Params())
+    found = [
+        dataclasses.replace(
+            each, macs=round(macs.cost(each.architecture)), params=round(params.cost(each.architecture))
+        )
+        for each in strategy.derive(feed, run, show.bar)
+    ]
     write_candidates(run, found)
     return found
 
@@ -300,16 +128,43 @@ def train_alone(
         train(training, feed, run, stage, bar, go_on or _resume(run))
     model = training.result()
     test = plan.data.test
-    return Trained(model, architecture, accuracy(model, test, plan.data), len(test), run.path)
+    trained = Trained(model, architecture, accuracy(model, test, plan.data), len(test), run.path)
+    record = {"net": architecture.to_json(), "accuracy": trained.accuracy, "images": len(test), "seed": seed}
+    note_trained(run, stage, {**record, "recipe": dataclasses.asdict(plan.recipe)})
+    return trained
+
+
+def inherited(plan: Plan, architecture: Architecture, run: RunFolder) -> nn.Module:
+    """A network with the weights of the run's supernet, its batch norms recalibrated. In eval mode.
+
+    Raises:
+        ValueError: If the run's strategy trains no supernet, or its checkpoint is gone.
+    """
+    state = (run.load_checkpoint("search") or {}).get("task", {})
+    if "net" not in state:
+        name = plan.config["strategy"]["name"]
+        why = f"strategy {name} shares none" if state else f"{run.checkpoint_path('search')} is gone"
+        raise ValueError(f"There are no weights to inherit: {why}. Train the network: pynas retrain {run.path}")
+    supernet = Supernet(plan.space)
+    supernet.load_state_dict(state["net"])
+    net = supernet.inherit(architecture)
+    calibrate = getattr(plan.strategy, "calibrate", CALIBRATE)
+    if calibrate:
+        recalibrate(net, plan.data.weights, plan.data, calibrate)
+    return net.eval()
 
 
 def _baseline(plan: Plan, best: Candidate, run: RunFolder, show: Show) -> list[dict[str, Any]]:
-    """Random networks of the same budget (or, without one, of the found net's cost), trained by the same recipe."""
+    """Random networks of the same budget, or of the found net's cost, trained by the same recipe."""
     wanted = plan.config["baseline"]
     if not wanted:
         return []
     seed = plan.config["seed"]
-    budget = plan.budget if plan.budget is not None else best.cost * 1.0001
+    budget = plan.budget
+    if budget is None or plan.goals:  # the best of a Pareto set may cost far less than the budget
+        # A budget that binds no network would let all of them in, however cheap.
+        bounds = cost_range(plan.table)
+        budget = max(bounds.low, min(best.cost * 1.0001, bounds.high * 0.9999))
     random = random_architectures(plan.space, plan.table, wanted, budget, plan.config["slack"], seed + 1)
     done = run.read_lines("baseline.jsonl")
     for number, architecture in enumerate(random):
@@ -383,6 +238,7 @@ def _figures(
         "baseline": [{"accuracy": record["accuracy"], "cost": record["cost"]} for record in baseline],
         "search_end": {name: last[name] for name in ("skip_share", "entropy", "mean_entropy") if name in last},
         "strategy": plan.config["strategy"]["name"],
+        "objectives": plan.config["objectives"],
         "fairness": last.get("fairness", {}),
         "kernels": kernels_used(plan.space, plan.config["amp"], getattr(plan.strategy, "batch_size", 16)),
         "recipe": dataclasses.asdict(plan.recipe),

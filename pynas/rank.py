@@ -35,7 +35,7 @@ class Scored(Protocol):
 
 
 class HasCandidates(Protocol):
-    """A finished run."""
+    """A finished run. Where it has judged more networks than its candidates, `judged` holds all of them."""
 
     @property
     def candidates(self) -> Sequence[Scored]: ...
@@ -99,6 +99,9 @@ class Ranking:
         low, high = self.kendall.low, self.kendall.high
         assert low is not None
         assert high is not None
+        chance = _chance(self.predicted, self.true)
+        if (low > 0 or high < 0) and chance > 1 - self.level:  # of few networks the bootstrap knows too little
+            return f"Not resolved with {count} networks: chance alone orders so few like this with p = {chance:.2g}."
         if low > 0:
             return f"Predictions order these {count} networks better than chance."
         if high < 0:
@@ -127,10 +130,11 @@ def rank(
     correlations.
 
     Args:
-        predicted: By key or by architecture; or things with `architecture` and `accuracy`; or a run, whose candidates
-            are such things.
-        truth: A table, or the same for networks trained alone. Networks of the truth that were not predicted are left
-            out; regret counts from the best of those that were.
+        predicted: By key or by architecture; or things with `architecture` and `accuracy`; or a run, which judged such
+            things.
+        truth: A table, or the same for networks trained alone (`run.trained` has those of a run). Networks of the truth
+            that were not predicted are left out; regret counts from the best of those that were. So are networks of a
+            run that were not trained alone.
         k: Sizes of the picks of the regret; those above the number of networks are left out.
         resamples: Of the bootstrap.
         level: Coverage of the intervals.
@@ -145,6 +149,9 @@ def rank(
     known = truth.accuracy if isinstance(truth, Truth) else _by_key(truth, _fingerprint)
     name = truth.name if isinstance(truth, Truth) else f"{len(known)} networks trained alone"
     guessed = _by_key(predicted, key)
+    some = hasattr(predicted, "candidates") and not isinstance(truth, Truth)
+    if some:
+        guessed = {word: value for word, value in guessed.items() if word in known}
     missing = [word for word in guessed if word not in known]
     if missing:
         raise ValueError(
@@ -152,7 +159,8 @@ def rank(
             f"{missing[0]!r}. Its keys look like {next(iter(known), 'none at all')!r}: is it of the same space?"
         )
     if len(guessed) < FEWEST:
-        raise ValueError(f"Ranking needs at least {FEWEST} networks, not {len(guessed)}.")
+        more = " Train more of the run's networks alone: pynas retrain RUN --net NUMBER" if some else ""
+        raise ValueError(f"Ranking needs at least {FEWEST} networks, not {len(guessed)}.{more}")
     keys = tuple(guessed)
     a, b = np.array([guessed[word] for word in keys]), np.array([known[word] for word in keys])
     for word, left, right in zip(keys, a, b, strict=True):
@@ -188,7 +196,7 @@ def _by_key(scores: Scores, key: Any) -> dict[str, float]:
     if isinstance(scores, Mapping):
         pairs: Iterable[tuple[Any, float]] = scores.items()
     else:
-        things: Iterable[Scored] = getattr(scores, "candidates", scores)  # type: ignore[arg-type]
+        things: Iterable[Scored] = getattr(scores, "judged", ()) or getattr(scores, "candidates", scores)
         pairs = [(thing.architecture, thing.accuracy) for thing in things]
     found: dict[str, float] = {}
     for what, value in pairs:
@@ -203,6 +211,13 @@ def _kendall(a: Floats, b: Floats) -> float | None:
     from scipy.stats import kendalltau
 
     return None if _constant(a) or _constant(b) else float(kendalltau(a, b, variant="b").statistic)
+
+
+def _chance(a: Floats, b: Floats) -> float:
+    """Probability that a random order has a Kendall's tau as far from 0 (exact where there are no ties)."""
+    from scipy.stats import kendalltau
+
+    return float(kendalltau(a, b, variant="b").pvalue)
 
 
 def _spearman(a: Floats, b: Floats) -> float | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ class Run:
     Args:
         folder: Where everything is.
         best: The best network within the budget.
-        candidates: All derived networks, best first.
+        candidates: All derived networks, best first; with objectives the Pareto set, most accurate first.
+        judged: These, and what else was judged with shared weights on the way to a Pareto set.
         figures: The final figures: accuracies, params, MACs, latencies and where they come from, baseline, export.
     """
 
@@ -35,24 +37,41 @@ class Run:
     best: Architecture
     candidates: tuple[Candidate, ...]
     figures: Mapping[str, Any] = field(default_factory=dict)
+    judged: tuple[Candidate, ...] = field(default=(), repr=False)
+
+    @property
+    def trained(self) -> tuple[Alone, ...]:
+        """The networks that were trained alone in this run so far, as a truth for `pynas.rank`.
+
+        Only one recipe's can be compared: that of most networks, of several such the last one used.
+        """
+        return read_trained(RunFolder(self.folder))
 
     @staticmethod
     def open(path: str | Path) -> Run:
         """Reads a run from its folder. Raises ValueError when its search has not finished."""
         folder = RunFolder.open(path)
-        candidates = tuple(read_candidates(folder))
-        if not candidates:
+        judged = read_candidates(folder)
+        if not judged:
             raise ValueError(f"The search in {path} has not finished. Go on with: pynas search --resume {path}")
-        return Run(folder.path, candidates[0].architecture, candidates, folder.read_json("result.json") or {})
+        return Run.of(folder, judged, folder.read_json("result.json") or {})
+
+    @staticmethod
+    def of(folder: RunFolder, judged: Sequence[Candidate], figures: Mapping[str, Any]) -> Run:
+        """A run of what its folder holds."""
+        found = tuple(candidate for candidate in judged if candidate.front)
+        return Run(folder.path, found[0].architecture, found, figures, tuple(judged))
 
 
 def read_candidates(folder: RunFolder) -> list[Candidate]:
-    """Derived networks of a run, best first; none before the search is done."""
+    """Networks of a run, the found ones first and of them the best; none before the search is done."""
     found = []
     try:
         for record in folder.read_lines("architectures.jsonl"):
             architecture = Architecture(record["space"], record["choices"], record["options"])
-            found.append(Candidate(architecture, record["accuracy"], record["cost"], record["origin"]))
+            told = [record[name] for name in ("accuracy", "cost", "origin")]
+            later = [record.get("macs"), record.get("params"), record.get("front", True)]  # older runs lack them
+            found.append(Candidate(architecture, *told, *later))
     except (KeyError, TypeError) as error:
         path = folder.path / "architectures.jsonl"
         raise ValueError(f"{path} is broken (it lacks {error}). Remove it and resume the run.") from None
@@ -66,6 +85,9 @@ def write_candidates(folder: RunFolder, candidates: list[Candidate]) -> None:
             "accuracy": c.accuracy,
             "cost": c.cost,
             "origin": c.origin,
+            "macs": c.macs,
+            "params": c.params,
+            "front": c.front,
             "space": c.architecture.space,
             "choices": {name: list(options) for name, options in c.architecture.choices.items()},
             "options": dict(c.architecture.options),
@@ -85,7 +107,7 @@ class Trained:
         architecture: What it is.
         accuracy: On the test images, between 0 and 1.
         images: Number of test images.
-        folder: Where its weights are.
+        folder: Its `model/` holds the weights: a run, or `nets/<number>` of one.
     """
 
     model: nn.Module
@@ -93,6 +115,51 @@ class Trained:
     accuracy: float
     images: int
     folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Alone:
+    """Trainings of one network alone, by one recipe.
+
+    Args:
+        architecture: What it is.
+        accuracy: On the test images, between 0 and 1; the mean over seeds.
+        seeds: Of the trainings.
+        recipe: `pynas.Recipe` as plain values.
+    """
+
+    architecture: Architecture
+    accuracy: float
+    seeds: tuple[int, ...]
+    recipe: Mapping[str, Any] = field(repr=False)
+
+
+def note_trained(folder: RunFolder, stage: str, record: Mapping[str, Any]) -> None:
+    """Adds a finished training to `trained.jsonl`, in the place of what an earlier attempt of the same stage left."""
+    kept = [line for line in folder.read_lines("trained.jsonl") if line["stage"] != stage]
+    folder.write_lines("trained.jsonl", [*kept, {"stage": stage, **record}])
+
+
+def read_trained(folder: RunFolder) -> tuple[Alone, ...]:
+    """See `Run.trained`. Raises ValueError when the file is broken."""
+    groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    try:
+        for line in folder.read_lines("trained.jsonl"):
+            recipe = groups.pop(told := json.dumps(line["recipe"], sort_keys=True), {})
+            recipe.setdefault(line["net"], []).append(line)
+            groups[told] = recipe  # moves to the end
+        chosen: dict[str, list[dict[str, Any]]] = max(reversed(list(groups.values())), key=len, default={})
+        return tuple(
+            Alone(
+                Architecture.from_json(net),
+                math.fsum(line["accuracy"] for line in lines) / len(lines),
+                tuple(line["seed"] for line in lines),
+                lines[0]["recipe"],
+            )
+            for net, lines in chosen.items()
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder.path / 'trained.jsonl'} is broken ({error}). Remove the line.") from None
 
 
 @dataclass(frozen=True)
@@ -105,6 +172,7 @@ class SavedModel:
         classes: Names, in the order of the logits.
         mean: Of each channel, as images were normalised.
         std: Of each channel.
+        folder: A run, or `nets/<number>` of one: where it lies and is exported.
     """
 
     net: nn.Module
@@ -112,6 +180,7 @@ class SavedModel:
     classes: tuple[str, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    folder: Path
 
     @property
     def input_size(self) -> int:
@@ -119,9 +188,19 @@ class SavedModel:
         return self.architecture.search_space().input_size
 
 
-def save_model(run: RunFolder, trained: Trained, data: Data) -> None:
-    """Writes `model/`: weights as safetensors, and what is needed to use them."""
-    (run.path / "model").mkdir(exist_ok=True)
+def net_folder(run: Path, number: int) -> Path:
+    """Where the weights of a network of the Pareto set lie, by its number; those of the first are the run's own."""
+    return run if number == 1 else run / "nets" / str(number)
+
+
+def run_of(folder: Path) -> Path:
+    """The run that a `net_folder` is of."""
+    return folder.parents[1] if folder.parent.name == "nets" else folder
+
+
+def save_model(folder: Path, trained: Trained, data: Data) -> None:
+    """Writes `model/` into a folder: weights as safetensors, and what is needed to use them."""
+    (folder / "model").mkdir(parents=True, exist_ok=True)
     state = {name: tensor.contiguous() for name, tensor in trained.model.state_dict().items()}
     config = {
         "architecture": trained.architecture.to_json(),
@@ -132,20 +211,21 @@ def save_model(run: RunFolder, trained: Trained, data: Data) -> None:
         "test_images": trained.images,
         "data": data.name,
     }
-    write_atomic(run.path / "model" / "model.safetensors", save_tensors(state))
-    run.write_json("model/config.json", config)
+    write_atomic(folder / "model" / "model.safetensors", save_tensors(state))
+    RunFolder(folder).write_json("model/config.json", config)
 
 
 def load_model(folder: str | Path) -> SavedModel:
-    """Reads `model/` of a run.
+    """Reads `model/` of a run, or of a network of its Pareto set.
 
     Raises:
         FileNotFoundError: If nothing was trained in the run.
         ValueError: If a file is broken.
     """
-    path = Path(folder) / "model"
+    path, run = Path(folder) / "model", run_of(Path(folder))
+    again = f"pynas retrain {run}" + (f" --net {Path(folder).name}" if run != Path(folder) else "")
     if not (path / "config.json").is_file() or not (path / "model.safetensors").is_file():
-        raise FileNotFoundError(f"There is no trained network in {path}. Train one with: pynas retrain {folder}")
+        raise FileNotFoundError(f"There is no trained network in {path}. Train one with: {again}")
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         architecture = Architecture.from_json(config["architecture"])
@@ -156,7 +236,5 @@ def load_model(folder: str | Path) -> SavedModel:
         mean, std = (float(r), float(g), float(b)), (float(dr), float(dg), float(db))
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"The trained network in {path} is broken ({first}). Train again: pynas retrain {folder}"
-        ) from None
-    return SavedModel(net.eval(), architecture, labels, mean, std)
+        raise ValueError(f"The trained network in {path} is broken ({first}). Train again: {again}") from None
+    return SavedModel(net.eval(), architecture, labels, mean, std, Path(folder))

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pynas.evolution import EvolutionSettings
 from pynas.kernels import setting
-from pynas.pipeline import make_space
+from pynas.pareto import GOALS, Goal, goals
+from pynas.plan import make_space
 from pynas.registry import STRATEGIES
 from pynas.training.data import NAMES
 from pynas.training.run import RunFolder
 from pynas.training.train import Recipe
 
+# Settings that came later than the first runs, which are read as if none had been asked for.
+LATER: Mapping[str, Any] = {"objectives": None, "limits": {}, "directions": {}, "evolution": None}
 CALL_ONLY = ("resume", "quiet", "preset", "epochs", "batch_size")  # not settings of a run, or resolved into others
 
 
@@ -31,7 +35,8 @@ def resolve(asked: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(recipe, Recipe) or not isinstance(options, Mapping):
         raise ValueError("recipe must be a pynas.Recipe and space_options a dictionary.")
     name, settings = _strategy(asked)
-    budget = asked["latency_ms"]
+    objectives = _objectives(asked)
+    budget = objectives.pop("latency_ms", asked["latency_ms"])
     return {key: value for key, value in asked.items() if key not in CALL_ONLY} | {
         "strategy": {"name": name, "settings": settings},
         "latency_ms": budget if budget in (None, "auto") else float(budget),
@@ -40,11 +45,57 @@ def resolve(asked: Mapping[str, Any]) -> dict[str, Any]:
         "data": _data(asked["data"]),
         "out": str(asked["out"]),
         "threads": _threads(asked),
+        **objectives,
     }
+
+
+def _objectives(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Objectives, limits and directions under their full names; a limit on latency is the budget."""
+    wanted, evolution = asked["objectives"], asked["evolution"]
+    limits, directions = asked["limits"] or {}, asked["directions"] or {}
+    if wanted is None:
+        for name in ("limits", "directions", "evolution"):
+            if asked[name]:
+                raise ValueError(f"{name} goes with objectives. Add --objectives accuracy,latency, for instance.")
+        return dict(LATER)
+    if not isinstance(limits, Mapping) or not isinstance(directions, Mapping):
+        raise ValueError(
+            "limits and directions must be dictionaries, for instance {'macs': 4e8} and {'params': 'max'}."
+        )
+    if evolution is not None and not isinstance(evolution, EvolutionSettings):
+        raise ValueError("evolution must be a pynas.EvolutionSettings.")
+    for name, limit in limits.items():
+        if not _number(limit) or math.isnan(limit):
+            raise ValueError(f"The limit of {name} must be a finite number, not {limit!r}.")
+    made = goals(wanted, limits, directions)
+    _check_goals(made)
+    bounds = {goal.name: goal.limit for goal in made if goal.limit is not None}
+    if "latency_ms" in bounds and asked["latency_ms"] not in (None, "auto"):
+        raise ValueError("Latency is limited twice: give latency_ms or a limit of latency, not both.")
+    turned = {goal.name: goal.direction for goal in made if goal.direction != GOALS[goal.name].direction}
+    budget = {"latency_ms": float(bounds.pop("latency_ms"))} if "latency_ms" in bounds else {}
+    return {
+        "objectives": [goal.name for goal in made if goal.pursued],
+        "limits": bounds,
+        "directions": turned,
+        "evolution": None if evolution is None else dataclasses.asdict(evolution),
+        **budget,
+    }
+
+
+def _check_goals(made: Iterable[Goal]) -> None:
+    """Raises ValueError where accuracy is no goal, or a direction makes no sense."""
+    by_name = {goal.name: goal for goal in made}
+    if "accuracy" not in by_name:
+        raise ValueError("accuracy must be an objective or have a limit: the rest can be known without any training.")
+    for name in ("accuracy", "latency_ms"):
+        if name in by_name and by_name[name].direction != GOALS[name].direction:
+            raise ValueError(f"The direction of {name} is always {GOALS[name].direction!r}; macs and params have two.")
 
 
 def complete(config: dict[str, Any], folder: RunFolder, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Settings read from a run. Raises ValueError when some of `parameters` are missing."""
+    config = {**LATER, **config}
     missing = sorted(set(parameters) - set(CALL_ONLY) - set(config))
     if missing:
         raise ValueError(f"{folder.path / 'config.yaml'} lacks {', '.join(missing)}. Start the search anew.")

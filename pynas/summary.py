@@ -9,10 +9,15 @@ from typing import Any
 
 from pynas.budget import cost_range
 from pynas.console import Show
-from pynas.pipeline import Plan, kernels_used
+from pynas.plan import Plan, kernels_used
+from pynas.rank import Estimate, Ranking
 from pynas.registry import STRATEGIES
 from pynas.results import Run
+from pynas.strategies.pareto_set import settings_of
 from pynas.training.feed import Feed
+from pynas.training.run import RunFolder
+
+MOST_ROWS = 16  # of a Pareto set in the table
 
 
 def show_plan(plan: Plan, show: Show) -> None:
@@ -30,7 +35,10 @@ def show_plan(plan: Plan, show: Show) -> None:
         f"space: {plan.space.name}, {len(plan.space.choices())} choices, {networks:.3g} networks, predicted "
         f"{bounds.low:.3g} to {bounds.high:.3g} ms"
     )
-    if plan.budget is None:
+    if plan.goals:
+        for line in _goals(plan):
+            show.line(line)
+    elif plan.budget is None:
         show.line("budget: none; latency is weighed by the strategy's own loss")
     elif plan.budget >= bounds.high:
         show.line(f"budget: {plan.budget:g} ms does not bind; every network of the space meets it")
@@ -44,9 +52,24 @@ def show_plan(plan: Plan, show: Show) -> None:
     )
 
 
+def _goals(plan: Plan) -> list[str]:
+    """What is pursued, within which limits, and by how large an evolution."""
+    pursued = ", ".join(f"{goal.name} ({goal.direction})" for goal in plan.goals if goal.pursued)
+    limits = ", ".join(goal.bound for goal in plan.goals if goal.limit is not None)
+    evaluations = plan.strategy.evaluations  # type: ignore[attr-defined]  # goals come to strategies that have them
+    settings = settings_of(plan.problem(), evaluations)
+    size = f"population {settings.population}, {settings.children} children a generation"
+    return [
+        f"objectives: {pursued}; limits: {limits or 'none, the set spans the whole space'}",
+        f"evolution: {evaluations} networks judged, {size}",
+    ]
+
+
 def show_result(run: Run, show: Show) -> None:
-    """The closing table: best net, accuracy, MACs, predicted and measured latency, random baseline, places."""
+    """The closing tables: the Pareto set; best net, accuracy, MACs, latencies, random baseline, places."""
     best, figures = run.candidates[0], run.figures
+    if RunFolder(run.folder).config().get("objectives"):
+        show_pareto(run, show)
     if not figures:
         show.line(f"best: {best.architecture}, predicted {best.cost:.3g} ms; train it with: pynas retrain {run.folder}")
         return
@@ -55,6 +78,53 @@ def show_result(run: Run, show: Show) -> None:
     except KeyError as error:
         raise ValueError(f"{run.folder / 'result.json'} lacks {error}. Remove it and resume the run.") from None
     show.table("Result", ("what", "value"), rows, note=f"latency: {figures['device']}")
+
+
+def show_pareto(run: Run, show: Show) -> None:
+    """The Pareto set, most accurate first. Of a long one some networks evenly, the first and the last among them."""
+    nets = run.candidates
+    trained = {alone.architecture.fingerprint: f"{alone.accuracy:.2%}" for alone in run.trained}
+    last, rows = min(len(nets), MOST_ROWS) - 1, []
+    for row in range(last + 1):
+        number = round(row * (len(nets) - 1) / last) if last else 0
+        net = nets[number]
+        rows.append(
+            (
+                str(number + 1),
+                f"{net.accuracy:.2%}",
+                f"{net.cost:.4g}",
+                f"{net.macs:,}",
+                f"{net.params:,}",
+                trained.get(net.architecture.fingerprint, "-"),
+            )
+        )
+    columns = ("net", "accuracy, inherited", "predicted ms", "MACs", "params", "trained alone")
+    some = f", {len(rows)} of them shown" if len(rows) < len(nets) else ""
+    note = (
+        f"{len(nets)} networks of {len(run.judged)} judged{some}; net 1, the most accurate, is the best; others: "
+        f"pynas retrain {run.folder} --net 2, then pynas export {run.folder} --net 2 (--weights inherited needs no "
+        f"training); picture: {run.folder / 'pareto.png'}"
+    )
+    show.table("Pareto set", columns, rows, note=note)
+
+
+def show_ranking(ranking: Ranking, picture: Path, show: Show) -> None:
+    """How well predictions order networks."""
+    rows = [
+        ("networks", f"{len(ranking.keys)}, against {ranking.truth}"),
+        ("Kendall's tau", str(ranking.kendall)),
+        ("Spearman", str(ranking.spearman)),
+        *[(f"top-{k} regret", f"{_points(estimate)}") for k, estimate in ranking.regret.items()],
+        ("verdict", ranking.verdict),
+        ("picture", str(picture)),
+    ]
+    show.table("Ranking", ("what", "value"), rows, note=f"intervals: {ranking.level:.0%}, bootstrap over networks")
+
+
+def _points(estimate: Estimate) -> str:
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return str(estimate)
+    return f"{100 * estimate.value:.2f} points [{100 * estimate.low:.2f}, {100 * estimate.high:.2f}]"
 
 
 def show_fairness(runs: Sequence[Mapping[str, Any]], show: Show) -> None:
@@ -131,6 +201,8 @@ def _collapse(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _budget(figures: Mapping[str, Any]) -> str:
     if figures["budget_ms"] is None:
         return ""
+    if figures.get("objectives"):
+        return f" (limit {figures['budget_ms']:g} ms)"
     share = figures["predicted_ms"] / figures["budget_ms"]
     text = f"{share:.0%} of the budget {figures['budget_ms']:g} ms"
     if share < 1 - figures["slack"]:
@@ -158,7 +230,8 @@ def _baseline(figures: Mapping[str, Any]) -> str:
     if not found:
         return "not asked for (baseline=0)"
     ahead = figures["test_accuracy"] - statistics.fmean(found)
+    same = "predicted latency" if figures.get("objectives") else "budget"
     return (
-        f"{len(found)} nets of the same budget and recipe: mean {statistics.fmean(found):.2%}, best {max(found):.2%}; "
+        f"{len(found)} nets of the same {same} and recipe: mean {statistics.fmean(found):.2%}, best {max(found):.2%}; "
         f"found net {100 * ahead:+.2f} points against the mean"
     )

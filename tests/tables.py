@@ -10,7 +10,7 @@ from cost_models import rows
 from cost_models.analytic import Roofline
 from cost_models.files import write_atomic
 from cost_models.provenance import Provenance
-from pynas.pipeline import make_space, space_specs
+from pynas.plan import make_space, space_specs
 
 MODEL = Roofline(gmacs_per_s=2.0, gbytes_per_s=4.0, overhead_us=10.0)
 

@@ -53,6 +53,18 @@ def test_config_file_round_trip(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert config_of(capsys, "--config", str(path)) == config
 
 
+def test_objectives_become_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--objectives", "accuracy,latency", "--limits.macs", "4e8", "--limits.latency", "20"]
+    more = ["--directions.params", "max", "--evolution.population", "12", "--strategy", "spos"]
+    config = config_of(capsys, *flags, *more, "--strategy.evaluations", "33")
+    asked = (config["objectives"], config["limits"], config["directions"])
+    assert asked == ("accuracy,latency", {"macs": 4e8, "latency": 20.0}, {"params": "max"})
+    assert isinstance(config["evolution"], dict)
+    assert (config["evolution"]["population"], config["evolution"]["entrants"]) == (12, 4)
+    assert isinstance(config["strategy"], dict)
+    assert config["strategy"]["init_args"]["evaluations"] == 33
+
+
 def test_epochs_shape_a_strategy_with_other_flags(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--strategy", "random", "--strategy.candidates", "8", "--epochs", "16"]
     strategy = config_of(capsys, *flags)["strategy"]
@@ -89,6 +101,12 @@ def test_flags_go_on_top_of_a_config_file(described: bool, capsys: pytest.Captur
         (["search", "--strategy.beta", "1", "--strategy"], 2, "--strategy"),
         (["search", "--config", "nowhere.yaml"], 2, "nowhere.yaml"),
         (["search", "--sedd", "1"], 2, "--sedd"),
+        (["search", "--objectives", "accuracy,latncy"], 1, "Unknown objective 'latncy'. Did you mean 'latency_ms'"),
+        (["search", "--limits.macs", "few"], 2, "--limits cannot be 'few'; expected float"),
+        (["search", "--limits.macs", "4e8"], 1, "limits goes with objectives"),
+        (["search", "--directions.params", "big"], 2, "expected 'max', 'min'"),
+        (["search", "--objectives", "accuracy,macs"], 1, "takes no objectives"),
+        (["rank", "nowhere"], 1, "There is no run at nowhere"),
         (["search", "--recipe.epochs", "many"], 2, "--recipe.epochs cannot be 'many'; expected int"),
         (["serch"], 2, "search"),
         ([], 2, "search"),

@@ -11,7 +11,7 @@ import pytest
 from cost_models import OpSpec
 from cost_models.analytic import Macs, Roofline
 from pynas.device_claims import devices_claim, macs_claim
-from pynas.pipeline import make_space
+from pynas.plan import make_space
 from pynas.registry import SearchSpace
 from pynas.supernet import cost_table
 from pynas.timed_nets import net_specs

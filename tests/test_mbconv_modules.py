@@ -16,11 +16,11 @@ from torch.nn.utils import parametrize
 
 import pynas
 from pynas import Gates, Run
-from pynas.kernels import mbconv, native, setting
+from pynas.kernels import mbconv, native, rule, setting
 from pynas.kernels.mbconv_reference import ACTIVATIONS
 from pynas.ops import fused
 from pynas.ops.layers import ConvBN
-from pynas.pipeline import kernels_used, make_space
+from pynas.plan import kernels_used, make_space
 
 
 @pytest.fixture(autouse=True)
@@ -274,7 +274,8 @@ def test_fused_without_kernels_is_an_error(monkeypatch: pytest.MonkeyPatch) -> N
 def test_without_the_module_auto_is_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = block(), torch.randn(2, 8, 6, 6)
     expected = net.plain(x)
-    monkeypatch.setattr(mbconv, "KERNELS", None)
+    for module in (rule, mbconv):
+        monkeypatch.setattr(module, "KERNELS", None)
     with setting.using("auto"):
         assert torch.equal(net(x), expected)
 
@@ -297,7 +298,7 @@ def test_what_is_used_depends_on_setting_space_and_precision(monkeypatch: pytest
         assert kernels_used(space) == "plain PyTorch in all 22 layers (kernels='reference')"
     with setting.using("auto"):
         wide = make_space("fbnet32", {"width": 8.0})
-        fused_slots = [s for s in wide.slots() if mbconv.pays(s.in_channels, 2 * s.size**2, 50)]
+        fused_slots = [s for s in wide.slots() if rule.pays(s.in_channels, 2 * s.size**2, 50)]
         assert 0 < len(fused_slots) < 22
         assert f"in {len(fused_slots)} of 22 layers" in kernels_used(wide, images=2)
         monkeypatch.setattr(native, "MODULE", None)

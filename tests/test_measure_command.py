@@ -18,7 +18,7 @@ import cost_models
 from cost_models import LatencyTable, TorchHost
 from cost_models.steady import steady
 from pynas.cli import main
-from pynas.pipeline import classifier_specs, make_space, space_specs
+from pynas.plan import classifier_specs, make_space, space_specs
 
 REPEATS = 20
 OPTIONS = {"input_size": 8, "stages": [[8, 1, 1], [16, 1, 2]], "head_channels": 32}

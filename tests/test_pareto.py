@@ -104,7 +104,7 @@ def test_feasible_parents_beat_infeasible_ones() -> None:
 
 
 def test_goals_by_name() -> None:
-    made = goals("accuracy, macs", limits={"latency": 20.0, "macs": 1e6}, directions={"params": "max"})
+    made = goals("accuracy, macs", limits={"latency": 20.0, "macs": 1e6})
     assert [goal.name for goal in made] == ["accuracy", "macs", "latency_ms"]
     assert [goal.pursued for goal in made] == [True, True, False]
     assert [goal.limit for goal in made] == [None, 1e6, 20.0]
@@ -121,6 +121,7 @@ def test_goals_by_name() -> None:
         (lambda: goals(" , "), "at least one objective"),
         (lambda: goals("macs", limits={"macs": float("nan")}), "finite"),
         (lambda: goals("macs", directions={"macs": "up"}), "direction of macs"),  # type: ignore[dict-item]
+        (lambda: goals("accuracy", directions={"params": "max"}), "params, which is neither an objective nor limited"),
         (lambda: Goal("macs", "min", pursued=False), "leave it out"),
         (lambda: ranks([[1.0]], BOTH), "shape"),
         (lambda: ranks([[1.0, float("nan")]], BOTH), "macs of network 0"),

@@ -22,7 +22,7 @@ from test_strategies import equal
 import pynas
 from pynas import FBNet, RandomSearch, Recipe, Run
 from pynas.budget import cost_range
-from pynas.pipeline import make_space
+from pynas.plan import make_space
 from pynas.supernet import cost_table
 
 

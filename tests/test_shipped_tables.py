@@ -14,7 +14,7 @@ from cost_models.places import SHIPPED
 from cost_models.trust import self_check
 from pynas import FBNet, Recipe
 from pynas.console import Show
-from pynas.pipeline import make_space, open_elsewhere, space_specs
+from pynas.plan import make_space, open_elsewhere, space_specs
 from pynas.supernet import cost_table
 
 CORES = ("cortex-a55", "cortex-a72", "neoverse-n1")

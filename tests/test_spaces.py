@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cost_models.base import CostModel
 from pynas import SPACES, Architecture, Gates, Supernet, count, published
 from pynas.architecture import FAMILIES
-from pynas.pipeline import make_space, space_specs
+from pynas.plan import make_space, space_specs
 from pynas.registry import SearchSpace
 from pynas.supernet import cost_table
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pynas import SPACES, Architecture, Gates, Supernet
-from pynas.training import submodels
+from pynas.training import side_by_side
 from pynas.training.data import Data, open_data
 from pynas.training.evaluate import accuracy, recalibrate
 from pynas.training.feed import batches
@@ -115,8 +115,23 @@ def test_number_of_processes_makes_no_difference(net: Supernet, data: Data) -> N
     assert sorted(told) == sorted(a.fingerprint for a in some)
 
 
+def test_processes_stay_in_a_with(net: Supernet, data: Data) -> None:
+    """One network is worth no process, but the first of many is; processes end with the block."""
+    some = nets(4)
+    with Submodels(net, data, how=HOW, processes=2, expected=64) as judges:
+        first = judges.scores(some[:1])
+        assert judges._workers is not None
+        workers = [worker._process for worker in judges._workers._workers]
+        first += judges.scores(some[1:])
+        assert workers[0] is not None
+        assert workers[0].poll() is None
+    assert judges._workers is None
+    assert workers[0].poll() is not None
+    assert first == Submodels(net, data, how=HOW, processes=1).scores(some)
+
+
 def test_a_process_that_fails_is_told(net: Supernet, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submodels, "WORKER", "no_such_module")
+    monkeypatch.setattr(side_by_side, "WORKER", "no_such_module")
     with pytest.raises(RuntimeError, match="crashed.*no_such_module"):
         Submodels(net, data, how=HOW, processes=2).scores(nets(2))
 

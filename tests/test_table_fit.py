@@ -22,7 +22,7 @@ from cost_models.drift import drift
 from cost_models.plan import save_rows
 from cost_models.ridge import Ridge
 from pynas.architecture import Architecture
-from pynas.pipeline import make_space
+from pynas.plan import make_space
 from pynas.registry import SearchSpace
 from pynas.tables import fit_csv
 from pynas.timed_nets import net_specs, random_nets, read_timed_nets

@@ -21,7 +21,7 @@ from cost_models import LatencyTable, OpSpec, Row
 from cost_models.agreement import agreement, noise_floor
 from cost_models.analytic import Roofline
 from cost_models.trust import Calibration, additivity, calibrate, findings_text, self_check, with_section
-from pynas.pipeline import deployed, make_space, space_specs
+from pynas.plan import deployed, make_space, space_specs
 from pynas.tables import AGAIN, check
 
 SPACE = make_space("fbnet_tiny", {})

@@ -308,7 +308,7 @@ MBCONV = OpSpec("mbconv", 16, 16, 8, kernel=3, expansion=3)
 @needs_mca
 def test_an_op_from_torch_to_milliseconds(tvm: Any, tmp_path: Path) -> None:
     from cost_models.tvm_model import TvmModel
-    from pynas.pipeline import deployed
+    from pynas.plan import deployed
 
     runner = TvmModel(core="cortex-a72")
     kernels = runner.kernels(deployed(MBCONV), (1, 16, 8, 8))
@@ -333,7 +333,7 @@ def test_an_op_from_torch_to_milliseconds(tvm: Any, tmp_path: Path) -> None:
 @needs_mca
 def test_memory_bounds_what_does_not_fit(tvm: Any, tmp_path: Path) -> None:
     from cost_models.tvm_model import TvmModel
-    from pynas.pipeline import deployed
+    from pynas.plan import deployed
 
     slow = tmp_path / "slow.toml"
     text = (cores.FOLDER / "cortex-a72.toml").read_text()
@@ -372,7 +372,7 @@ def shipped() -> list[Path]:
 @pytest.mark.parametrize("folder", shipped(), ids=lambda folder: folder.name)
 def test_shipped_rows_are_reproducible(tvm: Any, folder: Path) -> None:
     from cost_models.tvm_model import TvmModel
-    from pynas.pipeline import deployed
+    from pynas.plan import deployed
 
     table = cost_models.load_folder(folder)
     runner = TvmModel(core=folder.name)

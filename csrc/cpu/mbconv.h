@@ -7,9 +7,11 @@
 //
 // What makes it fast:
 // - Statistics of the first batch norm follow from mean and covariance of the layer's input, which
-//   all blocks share; so its convolution, norm and activation are one product.
-// - The hidden channels are taken a few vectors at a time, through all images: batch norm needs no
-//   other channels, and what is between lives in the caches.
+//   all blocks share; so its convolution, norm and activation are one product. Where there are few
+//   positions for the channels they are summed up from that product, which is then cheaper.
+// - Batch norm needs no other channels: a group of hidden channels goes through all images before
+//   the next one, in bands of rows and slices of channels, and what is between lives in the caches.
+// - What a depthwise convolution gives is used while it is in registers.
 // - For backward only the input and the blocks' last products are kept. The rest is computed again.
 // - A channel shuffle is another order of the rows of the first convolution.
 //

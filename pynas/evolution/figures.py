@@ -50,7 +50,7 @@ class Figures:
             goal, (low, high) = by_name[name], known.range(self.genomes)
             nearest = low if goal.direction == "min" else high
             if goal.limit is not None and goal.sign * nearest > goal.sign * goal.limit:
-                raise ValueError(f"No network of this space has {goal.bound}: the nearest has {nearest:.6g}.")
+                raise ValueError(f"No network of this space has {goal.bound}: the nearest has {_exact(nearest)}.")
 
     @property
     def leads(self) -> list[bool]:
@@ -146,3 +146,8 @@ class Figures:
             f"None of {len(values)} evaluated networks meets {', '.join(goal.bound for _, goal in limited)}; the "
             f"nearest, {genomes[closest]}, has {reached}. Loosen the limit, or evaluate more networks."
         )
+
+
+def _exact(value: float) -> str:
+    """A value that, typed again as a limit, is met: counts to the unit."""
+    return f"{value:,.0f}" if value == round(value) else f"{value:.9g}"

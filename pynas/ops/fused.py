@@ -15,11 +15,12 @@ from torch.nn.modules import module as torch_module
 
 from pynas.fuse import fold_conv_bn
 from pynas.kernels import setting
-from pynas.kernels.mbconv import mixed_mbconv, runs_fused, worth
+from pynas.kernels.mbconv import mixed_mbconv
 from pynas.kernels.mbconv_infer import inference_function
 from pynas.kernels.mbconv_reference import ACTIVATIONS, KERNELS_ALLOWED, is_channels_last
 from pynas.kernels.mbconv_update import update_norms
 from pynas.kernels.native import KERNELS
+from pynas.kernels.rule import runs_fused, worth
 from pynas.ops.layers import ACTIVATIONS as ACTIVATION_MODULES
 from pynas.ops.layers import ConvBN
 

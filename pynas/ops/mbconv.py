@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cost_models.spec import OpSpec
 from pynas.choices import Gates, Slot
-from pynas.kernels.mbconv import worth, would_run
+from pynas.kernels.rule import worth, would_run
 from pynas.ops.fused import Blocks, Division, Wiring, takes, traced
 from pynas.ops.layers import ACTIVATIONS, MODULES, ConvBN, build
 from pynas.ops.mixed import Mixed

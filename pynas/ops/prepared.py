@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from pynas.kernels.mbconv_infer import (
 from pynas.kernels.native import KERNELS
 
 _STAGES = ("expand", "depthwise", "project")
-_version = attrgetter("_version")
 
 
 class Prepared:
@@ -40,8 +38,11 @@ class Prepared:
         Raises:
             ValueError: x does not fit the block.
         """
-        found = [holder[key] for holder, key in self._places]
-        if self._stamped is None or not all(map(is_, found, self._seen)) or self._stamp() != self._stamped:
+        if self._ready is not None and not torch.is_grad_enabled():
+            y = KERNELS.mbconv_infer_prepared(x, *self._ready, torch.get_num_threads())
+            if isinstance(y, Tensor):
+                return y
+        if self._changed():
             self._refresh()
         if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in self._tensors)):
             return self._reference(x, _fold(self._block))
@@ -68,19 +69,26 @@ class Prepared:
         check_weights(self._folded, self._numbers[1])
         native = KERNELS is not None and self._folded.expand.is_cpu
         self._packed = pack(self._folded, *self._numbers) if native and packs(self._folded) else None
-        self._places = _places(self._block)
-        self._seen = [holder[key] for holder, key in self._places]
-        self._tensors = tuple(value for value in self._seen if isinstance(value, Tensor))
-        self._stamped = self._stamp() if self._packed else None
+        places = _places(self._block)
+        holders, keys = tuple(holder for holder, _ in places), tuple(key for _, key in places)
+        seen = tuple(holder[key] for holder, key in places)
+        self._seen = holders, keys, seen
+        self._tensors = tuple(value for value in seen if isinstance(value, Tensor))
+        self._stamped: int | None = KERNELS.mbconv_infer_stamp(self._tensors) if self._packed else None
+        self._ready: tuple[Any, ...] | None = None
+        if self._packed is not None and self._stamped is not None:
+            weights = self._packed.numbers, self._packed.weights
+            self._ready = *self._seen, self._tensors, self._stamped, *weights, self._residual
 
-    def _stamp(self) -> tuple[int, int] | None:
-        """Two numbers of which one differs where a weight has changed; None where that cannot be told."""
-        try:
-            versions = sum(map(_version, self._tensors))  # none of them ever falls
-        except RuntimeError:  # tensors made in inference mode count no versions
-            return None
-        sample: int | None = KERNELS.mbconv_infer_stamp(self._tensors)
-        return None if sample is None else (versions, sample)
+    def _changed(self) -> bool:
+        """Whether a weight has changed, as far as that can be told; the kernel itself asks the same."""
+        holders, keys, seen = self._seen
+        if self._stamped is None or not all(
+            holder[key] is s for holder, key, s in zip(holders, keys, seen, strict=True)
+        ):
+            return True
+        stamp: int | None = KERNELS.mbconv_infer_stamp(self._tensors)
+        return stamp != self._stamped
 
 
 def prepare(block: nn.Module) -> Prepared:

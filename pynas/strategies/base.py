@@ -10,10 +10,12 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from cost_models.names import unknown
 from pynas.architecture import Architecture
-from pynas.registry import SearchSpace
+from pynas.evolution.settings import EvolutionSettings
+from pynas.pareto import Goal
+from pynas.registry import STRATEGIES, SearchSpace
 from pynas.supernet import CostTable
 from pynas.training.feed import Feed
-from pynas.training.loop import Progress
+from pynas.training.loop import Bars, Progress, unseen
 from pynas.training.run import RunFolder
 
 S = TypeVar("S", bound="Strategy")
@@ -30,6 +32,9 @@ class Problem:
         slack: Share of the budget that a returned network may leave unused.
         seed: Of all random numbers.
         amp: Mixed precision of forward passes.
+        goals: What to pursue and to limit, where a set of networks is wanted that none dominates; the budget is among
+            them then. Without goals the most accurate networks within the budget are wanted.
+        evolution: How such a set is looked for; none suits it to the number of evaluations.
     """
 
     space: SearchSpace
@@ -38,6 +43,8 @@ class Problem:
     slack: float
     seed: int
     amp: Literal["off", "bf16"] = "off"
+    goals: tuple[Goal, ...] = ()
+    evolution: EvolutionSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -49,12 +56,18 @@ class Candidate:
         accuracy: On the images held out for the architecture, between 0 and 1.
         cost: Predicted, in the table's unit.
         origin: How it was derived.
+        macs: Multiply-adds for one image; none where nobody counted.
+        params: Likewise.
+        front: Whether it is among the networks found; false for those that were judged on the way to a Pareto set.
     """
 
     architecture: Architecture
     accuracy: float
     cost: float
     origin: str
+    macs: int | None = None
+    params: int | None = None
+    front: bool = True
 
 
 @dataclass
@@ -73,6 +86,7 @@ class Strategy(ABC):
     COST: ClassVar[str] = ""
     # Expectation and strict fairness, in the words of FairNAS's table (from memory of the paper, unverified).
     FAIR: ClassVar[tuple[str, str]] = ("-", "-")
+    PURSUES: ClassVar[bool] = False  # whether it takes goals
 
     @classmethod
     def preset(cls: type[S], name: str, **changes: Any) -> S:
@@ -101,6 +115,26 @@ class Strategy(ABC):
             ValueError: For hyper-parameters that do not fit the space.
         """
 
+    @classmethod
+    def check_pursues(cls) -> None:
+        """Raises ValueError, naming the strategies that take goals, unless this one does."""
+        if not cls.PURSUES:
+            able = ", ".join(name for name, other in STRATEGIES.items() if other.PURSUES)
+            raise ValueError(
+                f"Strategy {cls.__name__} takes no objectives: it looks for one network within latency_ms. Those that "
+                f"look for a Pareto set: {able}."
+            )
+
+    def check(self, problem: Problem) -> None:
+        """Refuses a problem that it cannot solve. Comes before anything is written.
+
+        Raises:
+            ValueError: For goals, unless the strategy pursues them; for those that no network of the space meets, as
+                far as that can be known.
+        """
+        if problem.goals:
+            self.check_pursues()
+
     @abstractmethod
     def macs_per_image(self, space: SearchSpace) -> float:
         """Multiply-adds of a step over the images of a batch: three times the forward passes, on average."""
@@ -122,12 +156,13 @@ class Strategy(ABC):
         """What is worth logging of a finished epoch; the report of `pynas.updates.UpdateCounts` always."""
 
     @abstractmethod
-    def derive(self, feed: Feed, run: RunFolder | None = None) -> list[Candidate]:
-        """The found networks, best first.
+    def derive(self, feed: Feed, run: RunFolder | None = None, bars: Bars = unseen) -> list[Candidate]:
+        """The found networks, best first; after them what was judged on the way, where goals were pursued.
 
         Args:
             feed: Has the images.
             run: Where what was judged may be kept, so that an interrupted derivation goes on.
+            bars: Show progress.
         """
 
     @abstractmethod

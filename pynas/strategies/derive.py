@@ -10,11 +10,13 @@ import numpy as np
 from pynas.architecture import Architecture
 from pynas.budget import BudgetedPaths, cost_range, to_architecture
 from pynas.strategies.base import Candidate, Problem
+from pynas.strategies.pareto_set import evolution_of, evolved
 from pynas.strategies.random import random_architectures
 from pynas.strategies.shared_weights import Descending, SharedWeights
 from pynas.supernet import Supernet
 from pynas.training.feed import Feed
 from pynas.training.judge import Judging
+from pynas.training.loop import Bar, Bars
 from pynas.training.run import RunFolder
 from pynas.training.submodels import Submodels
 
@@ -22,13 +24,16 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 Found = Sequence[tuple[str, Architecture]]  # networks with their origin
 
 
-def submodels(net: Supernet, problem: Problem, feed: Feed, calibrate: int, run: RunFolder | None) -> Submodels:
+def submodels(
+    net: Supernet, problem: Problem, feed: Feed, calibrate: int, run: RunFolder | None, expected: int = 0
+) -> Submodels:
     """Judges networks on the images held out for the architecture, each after a recalibration of its batch norms.
 
     With a run folder, scores are kept in its `submodels.jsonl`, and an interrupted derivation goes on there.
     """
     path = None if run is None else run.path / "submodels.jsonl"
-    return Submodels(net, feed.data, how=Judging(calibrate=calibrate, amp=problem.amp), path=path)
+    how = Judging(calibrate=calibrate, amp=problem.amp)
+    return Submodels(net, feed.data, how=how, path=path, expected=expected)
 
 
 def sampled(problem: Problem, log_probabilities: Floats, samples: int) -> Found:
@@ -51,9 +56,9 @@ def sampled(problem: Problem, log_probabilities: Floats, samples: int) -> Found:
     return list(found.values())
 
 
-def ranked(problem: Problem, found: Found, judges: Submodels) -> list[Candidate]:
+def ranked(problem: Problem, found: Found, judges: Submodels, bar: Bar) -> list[Candidate]:
     """Networks as candidates, best first; of equal accuracy, the one of lower cross-entropy."""
-    scores = judges.scores([architecture for _, architecture in found])
+    scores = judges.scores([net for _, net in found], lambda net, score: bar.advance(f"accuracy {score.accuracy:.2%}"))
     order = sorted(range(len(found)), key=lambda place: (-scores[place].accuracy, scores[place].loss))
     return [
         Candidate(architecture, scores[place].accuracy, problem.table.cost(architecture), origin)
@@ -61,15 +66,31 @@ def ranked(problem: Problem, found: Found, judges: Submodels) -> list[Candidate]
     ]
 
 
-def derive_sampled(shared: SharedWeights, strategy: Descending, feed: Feed, run: RunFolder | None) -> list[Candidate]:
-    """Uniform samples within the budget, ranked by their accuracy with inherited weights.
+def check_goals(problem: Problem, evaluations: int) -> None:
+    """Refuses goals that no network of the space meets, as far as that is known before training.
 
-    The place of a better search: anything that proposes networks of `problem` and reads their scores from `submodels`
+    Raises:
+        ValueError: Naming the nearest value.
+    """
+    if problem.goals:
+        evolution_of(problem, evaluations)
+
+
+def derive_shared(
+    shared: SharedWeights, strategy: Descending, feed: Feed, run: RunFolder | None, bars: Bars
+) -> list[Candidate]:
+    """Networks of a trained supernet: by an evolution where there are goals, else uniform samples within the budget.
+
+    The place of another search: anything that proposes networks of `problem` and reads their scores from `submodels`
     can stand here.
     """
     problem = shared.problem
+    if problem.goals:
+        judges = submodels(shared.net, problem, feed, strategy.calibrate, run, strategy.evaluations)
+        return evolved(problem, strategy.evaluations, judges, run, bars)
     drawn = random_architectures(
         problem.space, problem.table, strategy.samples, problem.budget, problem.slack, problem.seed
     )
     found = [("sample", architecture) for architecture in drawn]
-    return ranked(problem, found, submodels(shared.net, problem, feed, strategy.calibrate, run))
+    with bars("judging", len(found)) as bar:
+        return ranked(problem, found, submodels(shared.net, problem, feed, strategy.calibrate, run), bar)

@@ -11,11 +11,11 @@ from pynas.fields import check_fields
 from pynas.kernels.paths import uniform_paths
 from pynas.registry import STRATEGIES, SearchSpace
 from pynas.strategies.base import Candidate, Problem, Strategy
-from pynas.strategies.derive import derive_sampled
+from pynas.strategies.derive import check_goals, derive_shared
 from pynas.strategies.shared_weights import Length, SharedWeights, check_descent, option_counts
 from pynas.supernet import mean_macs
 from pynas.training.feed import Feed
-from pynas.training.loop import Progress
+from pynas.training.loop import Bars, Progress, unseen
 from pynas.training.run import RunFolder
 
 
@@ -42,8 +42,9 @@ class EF(Strategy):
             say.
         path_gradients: Gradients of single paths in the whole training, cut down to whole steps; 0 leaves it to
             `epochs`. The same number makes runs of different strategies comparable.
-        samples: Networks that are drawn and judged at the end.
-        calibrate: Images for the batch norms of each of them; 0 for none.
+        samples: Networks that are drawn and judged at the end, without objectives.
+        evaluations: Networks that the evolution judges at the end, with objectives.
+        calibrate: Images for the batch norms of each network that is judged; 0 for none.
     """
 
     epochs: int = 150
@@ -55,14 +56,16 @@ class EF(Strategy):
     batches: Literal["shared", "each"] = "each"
     path_gradients: int = 0
     samples: int = 64
+    evaluations: int = 640
     calibrate: int = 512
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {"samples": 960},
-        "quick": {"epochs": 96, "batch_size": 64, "samples": 16},
+        "paper": {"samples": 960, "evaluations": 2100},
+        "quick": {"epochs": 96, "batch_size": 64, "samples": 16, "evaluations": 80},
     }
     COST: ClassVar[str] = "as many passes over the images as FairNAS's paper preset, each of one path only"
     FAIR: ClassVar[tuple[str, str]] = ("yes", "no")
+    PURSUES: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fields(self, "strategy ef")
@@ -74,6 +77,9 @@ class EF(Strategy):
         self.options = option_counts(space)
         self.k = self.repeats or max(self.options)
         self.length = Length(self.epochs, self.k, 1 if self.batches == "shared" else self.k, self.path_gradients)
+
+    def check(self, problem: Problem) -> None:
+        check_goals(problem, self.evaluations)
 
     def macs_per_image(self, space: SearchSpace) -> float:
         self.suit(space)
@@ -99,8 +105,8 @@ class EF(Strategy):
     def end_epoch(self, epoch: int) -> dict[str, Any]:
         return self.counts.report()
 
-    def derive(self, feed: Feed, run: RunFolder | None = None) -> list[Candidate]:
-        return derive_sampled(self.shared, self, feed, run)
+    def derive(self, feed: Feed, run: RunFolder | None = None, bars: Bars = unseen) -> list[Candidate]:
+        return derive_shared(self.shared, self, feed, run, bars)
 
     def state_dict(self) -> dict[str, Any]:
         return self.shared.state_dict()

@@ -14,11 +14,11 @@ from pynas.fields import check_fields
 from pynas.kernels.paths import fair_paths
 from pynas.registry import STRATEGIES, SearchSpace
 from pynas.strategies.base import Candidate, Problem, Strategy
-from pynas.strategies.derive import derive_sampled
+from pynas.strategies.derive import check_goals, derive_shared
 from pynas.strategies.shared_weights import Length, SharedWeights, check_descent, option_counts
 from pynas.supernet import mean_macs
 from pynas.training.feed import Feed
-from pynas.training.loop import Progress
+from pynas.training.loop import Bars, Progress, unseen
 from pynas.training.run import RunFolder
 
 MOST_MODELS = 1000  # of a step
@@ -34,11 +34,13 @@ class FairNAS(Strategy):
     the weights descend the sum once. So after every step all options have had the same number of updates, and the order
     of the m networks makes no difference.
 
-    Afterwards networks are sampled within the budget and ranked by their accuracy with inherited weights, on images
-    held out for the architecture, after a recalibration of batch norms.
+    Afterwards networks are judged with inherited weights, on images held out for the architecture, after a
+    recalibration of batch norms. Without objectives they are sampled within the budget and ranked by accuracy; with
+    objectives an evolution proposes them (`pynas.evolution`), and those that none dominates are kept.
 
     Epochs, batch, learning rate and decay are the paper's. That one batch serves all networks of a step, that gradients
-    are summed and not averaged, and the recalibration are from memory of it, unverified.
+    are summed and not averaged, and the recalibration are from memory of it, unverified. How many networks its
+    evolution judged is not known: 2100, thirty times its population, is ours.
 
     Args:
         epochs: Passes over the training images; with `path_gradients` merely how the training is divided.
@@ -53,8 +55,9 @@ class FairNAS(Strategy):
             many as the least common multiple, which keeps strict fairness in all layers.
         path_gradients: Gradients of single paths in the whole training, cut down to whole steps; 0 leaves it to
             `epochs`. The same number makes runs of different strategies comparable.
-        samples: Networks that are drawn and judged at the end.
-        calibrate: Images for the batch norms of each of them; 0 for none.
+        samples: Networks that are drawn and judged at the end, without objectives.
+        evaluations: Networks that the evolution judges at the end, with objectives.
+        calibrate: Images for the batch norms of each network that is judged; 0 for none.
     """
 
     epochs: int = 150
@@ -66,14 +69,16 @@ class FairNAS(Strategy):
     unequal: Literal["deal", "lcm"] = "deal"
     path_gradients: int = 0
     samples: int = 64
+    evaluations: int = 640
     calibrate: int = 512
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {"samples": 960},
-        "quick": {"epochs": 16, "batch_size": 64, "samples": 16},
+        "paper": {"samples": 960, "evaluations": 2100},
+        "quick": {"epochs": 16, "batch_size": 64, "samples": 16, "evaluations": 80},
     }
     COST: ClassVar[str] = "10 GPU-days for the supernet and 2 for the search (from memory of the paper, unverified)"
     FAIR: ClassVar[tuple[str, str]] = ("yes", "yes")
+    PURSUES: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fields(self, "strategy fairnas")
@@ -89,6 +94,9 @@ class FairNAS(Strategy):
             )
         batches = 1 if self.batches == "shared" else self.models
         self.length = Length(self.epochs, self.models, batches, self.path_gradients)
+
+    def check(self, problem: Problem) -> None:
+        check_goals(problem, self.evaluations)
 
     def macs_per_image(self, space: SearchSpace) -> float:
         self.suit(space)
@@ -115,8 +123,8 @@ class FairNAS(Strategy):
     def end_epoch(self, epoch: int) -> dict[str, Any]:
         return self.counts.report()
 
-    def derive(self, feed: Feed, run: RunFolder | None = None) -> list[Candidate]:
-        return derive_sampled(self.shared, self, feed, run)
+    def derive(self, feed: Feed, run: RunFolder | None = None, bars: Bars = unseen) -> list[Candidate]:
+        return derive_shared(self.shared, self, feed, run, bars)
 
     def state_dict(self) -> dict[str, Any]:
         return self.shared.state_dict()

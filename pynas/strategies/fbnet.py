@@ -21,7 +21,7 @@ from pynas.strategies.base import Candidate, Problem, Strategy
 from pynas.strategies.derive import ranked, sampled, submodels
 from pynas.supernet import Supernet, mean_macs
 from pynas.training.feed import Feed
-from pynas.training.loop import Progress
+from pynas.training.loop import Bars, Progress, unseen
 from pynas.training.optim import autocast, cosine, fast_layout, set_lr
 from pynas.training.run import RunFolder
 from pynas.updates import UpdateCounts
@@ -273,7 +273,7 @@ class FBNet(Strategy):
             torch.stack(self.history).numpy() if self.history else np.zeros((0, *self.theta.logits.shape), np.float32)
         )
 
-    def derive(self, feed: Feed, run: RunFolder | None = None) -> list[Candidate]:
+    def derive(self, feed: Feed, run: RunFolder | None = None, bars: Bars = unseen) -> list[Candidate]:
         """The most probable network and samples from theta, all within the budget, ranked by their accuracy.
 
         Accuracy is that of inherited weights after batch-norm recalibration, on the images held out for theta. The
@@ -281,7 +281,8 @@ class FBNet(Strategy):
         """
         log_p = self.theta.log_probabilities().detach().double().numpy()
         found = sampled(self.problem, log_p, self.samples)
-        return ranked(self.problem, found, submodels(self.net, self.problem, feed, CALIBRATE, run))
+        with bars("judging", len(found)) as bar:
+            return ranked(self.problem, found, submodels(self.net, self.problem, feed, CALIBRATE, run), bar)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -15,12 +15,12 @@ from pynas.choices import Gates
 from pynas.fields import check_fields
 from pynas.registry import STRATEGIES, SearchSpace
 from pynas.strategies.base import Candidate, Problem, Strategy
-from pynas.strategies.derive import derive_sampled
+from pynas.strategies.derive import check_goals, derive_shared
 from pynas.strategies.shared_weights import Length, SharedWeights, check_descent, option_counts
 from pynas.supernet import mean_macs
 from pynas.training.draws import uniform
 from pynas.training.feed import Feed
-from pynas.training.loop import Progress
+from pynas.training.loop import Bars, Progress, unseen
 from pynas.training.run import RunFolder
 
 STREAM = 2  # of the random numbers; 0 and 1 are those of the images
@@ -49,8 +49,9 @@ class OneShot(Strategy):
         drop: Probability at the end that all options of a layer would be dropped; 0 for no dropout.
         path_gradients: What the whole training computes, in gradients of single paths: a step that runs three options a
             layer counts three; 0 leaves it to `epochs`. Kept in expectation, to within the noise of the dropout.
-        samples: Networks that are drawn and judged at the end.
-        calibrate: Images for the batch norms of each of them; 0 for none.
+        samples: Networks that are drawn and judged at the end, without objectives.
+        evaluations: Networks that the evolution judges at the end, with objectives.
+        calibrate: Images for the batch norms of each network that is judged; 0 for none.
     """
 
     epochs: int = 150
@@ -61,14 +62,16 @@ class OneShot(Strategy):
     drop: float = 0.05
     path_gradients: int = 0
     samples: int = 64
+    evaluations: int = 640
     calibrate: int = 512
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {"samples": 960},
-        "quick": {"epochs": 16, "batch_size": 64, "samples": 16},
+        "paper": {"samples": 960, "evaluations": 2100},
+        "quick": {"epochs": 16, "batch_size": 64, "samples": 16, "evaluations": 80},
     }
     COST: ClassVar[str] = "as many passes over the images as FairNAS's paper preset, each of several paths"
     FAIR: ClassVar[tuple[str, str]] = ("no", "no")
+    PURSUES: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fields(self, "strategy one_shot")
@@ -86,6 +89,9 @@ class OneShot(Strategy):
         rates = {k: [share * self.drop ** (1 / k) for share in points] for k in set(self.options)}
         kept = {k: math.fsum(k * (1 - rate) + rate**k for rate in rates[k]) / len(points) for k in rates}
         return math.fsum(kept[k] for k in self.options) / len(self.options)
+
+    def check(self, problem: Problem) -> None:
+        check_goals(problem, self.evaluations)
 
     def macs_per_image(self, space: SearchSpace) -> float:
         self.suit(space)
@@ -117,8 +123,8 @@ class OneShot(Strategy):
     def end_epoch(self, epoch: int) -> dict[str, Any]:
         return self.counts.report()
 
-    def derive(self, feed: Feed, run: RunFolder | None = None) -> list[Candidate]:
-        return derive_sampled(self.shared, self, feed, run)
+    def derive(self, feed: Feed, run: RunFolder | None = None, bars: Bars = unseen) -> list[Candidate]:
+        return derive_shared(self.shared, self, feed, run, bars)
 
     def state_dict(self) -> dict[str, Any]:
         return self.shared.state_dict()

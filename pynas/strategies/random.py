@@ -18,7 +18,7 @@ from pynas.strategies.base import Candidate, Problem, Strategy
 from pynas.supernet import CostTable, mean_macs
 from pynas.training.evaluate import accuracy
 from pynas.training.feed import Feed
-from pynas.training.loop import Progress
+from pynas.training.loop import Bars, Progress, unseen
 from pynas.training.run import RunFolder
 from pynas.training.train import Recipe, Training
 from pynas.updates import UpdateCounts
@@ -128,7 +128,7 @@ class RandomSearch(Strategy):
             **self.counts.report(),
         }
 
-    def derive(self, feed: Feed, run: RunFolder | None = None) -> list[Candidate]:
+    def derive(self, feed: Feed, run: RunFolder | None = None, bars: Bars = unseen) -> list[Candidate]:
         """All candidates, ranked by their accuracy on the images held out for the architecture."""
         found = [
             Candidate(architecture, right, self.problem.table.cost(architecture), "random")

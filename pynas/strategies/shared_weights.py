@@ -23,6 +23,8 @@ from pynas.training.loop import Progress
 from pynas.training.optim import autocast, cosine, fast_layout, set_lr
 from pynas.updates import UpdateCounts
 
+LEAST_EVALUATIONS = 8  # of an evolution
+
 Batch = tuple[Tensor, Tensor]
 Batches = Literal["shared", "each"]
 
@@ -72,6 +74,7 @@ class Descending(Protocol):
     weight_decay: float
     path_gradients: int
     samples: int
+    evaluations: int
     calibrate: int
     length: Length
 
@@ -173,8 +176,9 @@ def check_descent(name: str, strategy: Descending) -> None:
     for field in ("weight_decay", "path_gradients", "calibrate"):
         if getattr(strategy, field) < 0:
             raise ValueError(f"{name}'s {field} must not be negative, but is {getattr(strategy, field)!r}.")
-    if strategy.samples < 1:
-        raise ValueError(f"{name} needs samples >= 1, not {strategy.samples}.")
+    for field, least in (("samples", 1), ("evaluations", LEAST_EVALUATIONS)):
+        if getattr(strategy, field) < least:
+            raise ValueError(f"{name} needs {field} >= {least}, not {getattr(strategy, field)}.")
 
 
 def option_counts(space: SearchSpace) -> list[int]:

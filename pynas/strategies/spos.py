@@ -11,11 +11,11 @@ from pynas.fields import check_fields
 from pynas.kernels.paths import uniform_paths
 from pynas.registry import STRATEGIES, SearchSpace
 from pynas.strategies.base import Candidate, Problem, Strategy
-from pynas.strategies.derive import derive_sampled
+from pynas.strategies.derive import check_goals, derive_shared
 from pynas.strategies.shared_weights import Length, SharedWeights, check_descent, option_counts
 from pynas.supernet import mean_macs
 from pynas.training.feed import Feed
-from pynas.training.loop import Progress
+from pynas.training.loop import Bars, Progress, unseen
 from pynas.training.run import RunFolder
 
 
@@ -37,8 +37,9 @@ class SPOS(Strategy):
         weight_decay: On all parameters.
         path_gradients: Gradients of single paths in the whole training; 0 leaves it to `epochs`. The same number makes
             runs of different strategies comparable.
-        samples: Networks that are drawn and judged at the end.
-        calibrate: Images for the batch norms of each of them; 0 for none.
+        samples: Networks that are drawn and judged at the end, without objectives.
+        evaluations: Networks that the evolution judges at the end, with objectives.
+        calibrate: Images for the batch norms of each network that is judged; 0 for none.
     """
 
     epochs: int = 150
@@ -48,14 +49,16 @@ class SPOS(Strategy):
     weight_decay: float = 4e-5
     path_gradients: int = 0
     samples: int = 64
+    evaluations: int = 640
     calibrate: int = 512
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {"samples": 960},
-        "quick": {"epochs": 96, "batch_size": 64, "samples": 16},
+        "paper": {"samples": 960, "evaluations": 2100},
+        "quick": {"epochs": 96, "batch_size": 64, "samples": 16, "evaluations": 80},
     }
     COST: ClassVar[str] = "as many passes over the images as FairNAS's paper preset, each of one path only"
     FAIR: ClassVar[tuple[str, str]] = ("yes", "no")
+    PURSUES: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fields(self, "strategy spos")
@@ -64,6 +67,9 @@ class SPOS(Strategy):
     def suit(self, space: SearchSpace) -> None:
         self.options = option_counts(space)
         self.length = Length(self.epochs, 1, 1, self.path_gradients)
+
+    def check(self, problem: Problem) -> None:
+        check_goals(problem, self.evaluations)
 
     def macs_per_image(self, space: SearchSpace) -> float:
         return 3 * mean_macs(space, 1)
@@ -87,8 +93,8 @@ class SPOS(Strategy):
     def end_epoch(self, epoch: int) -> dict[str, Any]:
         return self.counts.report()
 
-    def derive(self, feed: Feed, run: RunFolder | None = None) -> list[Candidate]:
-        return derive_sampled(self.shared, self, feed, run)
+    def derive(self, feed: Feed, run: RunFolder | None = None, bars: Bars = unseen) -> list[Candidate]:
+        return derive_shared(self.shared, self, feed, run, bars)
 
     def state_dict(self) -> dict[str, Any]:
         return self.shared.state_dict()

@@ -45,9 +45,10 @@ def recalibrate(net: nn.Module, images: Images, data: Data, limit: int = 512, ba
     """
     norms = [module for module in net.modules() if isinstance(module, Norm)]
     some = itertools.islice(batches(images, batch_size, data), -(-limit // batch_size))
+    parts = (fast_layout(x[: limit - number * batch_size]) for number, (x, _) in enumerate(some))
     net.train()
     with torch.no_grad():
-        averaged_statistics(norms, net, (fast_layout(x) for x, _ in some))
+        averaged_statistics(norms, net, parts)
     net.eval()
 
 

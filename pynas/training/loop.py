@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Protocol
@@ -52,6 +52,22 @@ class Bar(Protocol):
     """Shows progress; `pynas.console` has the real one."""
 
     def advance(self, text: str) -> None: ...
+
+
+class Unseen:
+    """A bar that nobody sees."""
+
+    def advance(self, text: str) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def unseen(title: str, total: int) -> Iterator[Bar]:
+    """What stands for a maker of bars where nobody looks."""
+    yield Unseen()
+
+
+Bars = Callable[[str, int], contextlib.AbstractContextManager[Bar]]  # makes one of a title and a number of steps
 
 
 class Diverged(ValueError):

@@ -31,8 +31,10 @@ class RunFolder:
 
     `config.yaml` what was asked; `env.json` versions and machine; `metrics.jsonl` one line per finished epoch, `tb/`
     the same for TensorBoard where it is installed; `checkpoints/<stage>.pt`; `theta.npy` theta after every epoch;
-    `architectures.jsonl` derived networks and their scores; `best.json` the best; `model/` trained weights; `export/`
-    what is deployed; `result.json` the final figures.
+    `submodels.jsonl` scores of networks with shared weights; `architectures.jsonl` derived networks; `best.json` the
+    best; `pareto.png` the Pareto set; `model/` trained weights, `nets/<number>/model/` those of other networks of the
+    set; `trained.jsonl` accuracies of what was trained alone; `export/` what is deployed; `result.json` the final
+    figures.
 
     Args:
         path: Of a folder that exists.

@@ -8,18 +8,15 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import queue
-import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 
 from cost_models.files import write_atomic
-from cost_models.process import Died, LineProcess
 from pynas.architecture import Architecture
 from pynas.kernels import setting
 from pynas.supernet import Supernet
@@ -27,14 +24,15 @@ from pynas.training.data import Data
 from pynas.training.images import Images
 from pynas.training.judge import Judge, Judging, Pixels, Score
 from pynas.training.optim import fast_layout
+from pynas.training.side_by_side import SideBySide
 
-WORKER = "pynas.training.submodel_worker"
-WORKER_TIMEOUT_S = 3600.0
 WORTH_A_PROCESS = 8  # networks for each process, below which starting it takes longer than it saves
 
 
 class Submodels:
     """Networks of a supernet as it is now, judged with its weights; every network once.
+
+    In a `with`, processes stay from one call to the next.
 
     Args:
         net: A trained supernet. It is copied, and later changes to it make no difference.
@@ -45,6 +43,8 @@ class Submodels:
             space that is defined in the running script is judged in this process alone.
         path: A file of JSON lines that every score is added to. What it holds of the same weights, images and settings
             is not judged again, so that an interrupted evaluation goes on.
+        expected: Networks that will be judged in all, where several calls bring them; whether processes are worth it
+            goes by this, not by what one call brings.
 
     Raises:
         ValueError: `processes` is negative, or a line of the file is broken.
@@ -59,12 +59,15 @@ class Submodels:
         how: Judging | None = None,
         processes: int = 0,
         path: Path | None = None,
+        expected: int = 0,
     ) -> None:
         if isinstance(processes, bool) or processes < 0:
             raise ValueError(f"processes must be a number of processes, or 0 for one per thread, not {processes!r}.")
         self.how = how or Judging()
         self.space = net.space
-        self._processes = processes
+        self._processes, self._expected = processes, expected
+        self._workers: SideBySide | None = None
+        self._stay = False
         self._data, self._images = data, data.arch if images is None else images
         self._net = fast_layout(copy.deepcopy(net).requires_grad_(False))
         self._judge: Judge | None = None
@@ -73,6 +76,21 @@ class Submodels:
         self.context = self._context() if path is not None else ""
         if path is not None:
             self._scores = read_scores(path, self.context)
+
+    def __enter__(self) -> Submodels:
+        self._stay = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stay = False
+        self._end_processes()
+
+    def _end_processes(self) -> None:
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
 
     def _context(self) -> str:
         """Twelve hex digits that stand for weights, images and settings."""
@@ -116,15 +134,31 @@ class Submodels:
         return [self._scores[architecture.fingerprint] for architecture in architectures]
 
     def _judged(self, architectures: list[Architecture]) -> Iterator[tuple[str, Score]]:
-        processes = self._processes or min(torch.get_num_threads(), len(architectures) // WORTH_A_PROCESS)
-        if min(processes, len(architectures)) > 1 and type(self.space).__module__ != "__main__":
-            yield from self._side_by_side(architectures, min(processes, len(architectures)))
+        processes = self._many(len(architectures))
+        if processes > 1 and architectures:
+            if self._workers is None:
+                self._workers = SideBySide(self._bundle(), processes)
+            whole = False
+            try:
+                yield from self._workers.judge(architectures)
+                whole = True
+            finally:
+                if not (whole and self._stay):
+                    self._end_processes()
             return
         if self._judge is None and architectures:
             self._judge = Judge(self._net, *self._pixels(), self.how)
         for architecture in architectures:
             assert self._judge is not None
             yield architecture.fingerprint, self._judge(architecture)
+
+    def _many(self, networks: int) -> int:
+        """How many processes judge so many networks."""
+        if type(self.space).__module__ == "__main__":
+            return 1
+        if self._processes:
+            return min(self._processes, max(networks, self._expected))
+        return min(torch.get_num_threads(), max(networks, self._expected) // WORTH_A_PROCESS)
 
     def _parts(self) -> tuple[tuple[Images, int, int], tuple[Images, int, int]]:
         """Images, how many of them and the batch size: for the statistics, and to judge on."""
@@ -142,12 +176,6 @@ class Submodels:
         )
         return first, second
 
-    def _side_by_side(self, architectures: list[Architecture], processes: int) -> Iterator[tuple[str, Score]]:
-        with tempfile.TemporaryDirectory(prefix="pynas-") as folder:
-            bundle = Path(folder) / "bundle.pt"
-            torch.save(self._bundle(), bundle)
-            yield from _share_out(architectures, bundle, processes)
-
     def _bundle(self) -> dict[str, Any]:
         """Everything that a process needs, as tensors and plain values."""
         parts = {}
@@ -164,50 +192,6 @@ class Submodels:
             "how": asdict(self.how),
             "kernels": setting.current(),
         }
-
-
-def _share_out(architectures: list[Architecture], bundle: Path, processes: int) -> Iterator[tuple[str, Score]]:
-    """Lets several processes judge; scores come as they are ready."""
-    todo: queue.SimpleQueue[Architecture] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[str, Score] | Exception] = queue.SimpleQueue()
-    for architecture in architectures:
-        todo.put(architecture)
-    workers = [LineProcess(WORKER) for _ in range(processes)]
-    threads = [threading.Thread(target=_work, args=(worker, bundle, todo, done), daemon=True) for worker in workers]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in architectures:
-            found = done.get()
-            if isinstance(found, Exception):
-                raise found
-            yield found
-    finally:
-        for worker in workers:
-            worker.kill()
-        for thread in threads:
-            thread.join()
-
-
-def _work(
-    worker: LineProcess,
-    bundle: Path,
-    todo: queue.SimpleQueue[Architecture],
-    done: queue.SimpleQueue[tuple[str, Score] | Exception],
-) -> None:
-    try:
-        while True:
-            architecture = todo.get_nowait()
-            request = {"bundle": str(bundle), "net": architecture.to_json()}
-            try:
-                answer = worker.ask(request, WORKER_TIMEOUT_S)
-            except Died:  # once may be bad luck, such as too little memory for a moment
-                answer = worker.ask(request, WORKER_TIMEOUT_S)
-            done.put((architecture.fingerprint, Score(**answer)))
-    except queue.Empty:
-        return
-    except Exception as error:  # to be raised where the scores are wanted
-        done.put(error)
 
 
 def append_score(path: Path, context: str, architecture: Architecture, score: Score) -> None:

@@ -1,0 +1,87 @@
+"""What finished searches say: how even their training was, and how well they rank networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pynas.architecture import Architecture
+from pynas.console import Show
+from pynas.rank import Ranking, rank, scatter, write_png
+from pynas.results import Alone, Run
+from pynas.summary import show_fairness, show_ranking
+from pynas.training.run import RunFolder
+from pynas.truth import Truth, read_truth
+
+
+def fairness(runs: list[str], *, quiet: bool = False) -> list[dict[str, Any]]:
+    """Prints for some runs whether the options of a layer had equal chances of training (FairNAS, table 1).
+
+    EF, fairness in expectation: whether updates of options are no more unequal than independent draws of equal
+    probability make them (chi-square, p of 0.001 or more). SF, strict fairness: whether they were equal after every
+    step. Updates through soft gates count as much as the gate.
+
+    Args:
+        runs: Folders of searches, finished or not.
+        quiet: Prints nothing.
+
+    Returns:
+        For every run its strategy, `pynas.updates.Verdict` as plain values, and the updates of every option.
+
+    Raises:
+        ValueError: If a search has not finished an epoch, or was made before updates were counted.
+    """
+    found = []
+    for path in runs:
+        folder = RunFolder.open(path)
+        record: dict[str, Any] = (folder.metrics("search") or [{}])[-1]
+        if "fairness" not in record:
+            raise ValueError(f"{folder.path} has no counts of updates: no epoch of its search is finished.")
+        strategy = folder.config()["strategy"]["name"]
+        found.append(
+            {"run": str(folder.path), "strategy": strategy, **record["fairness"], "updates": record["updates"]}
+        )
+    show_fairness(found, Show(quiet))
+    return found
+
+
+def rank_run(
+    run: str, *, truth: str | None = None, path: str | None = None, seed: int = 0, quiet: bool = False
+) -> Ranking:
+    """Prints how well the accuracies of a run's shared weights order networks, and draws them.
+
+    Args:
+        run: Folder of a finished search. All networks that it judged count, not only those that it found.
+        truth: A table of networks that were trained alone, in the format of NAS-Bench-Macro's JSON, for the run's
+            space. By default the networks that the run itself trained alone: its best, its random ones, and what
+            `pynas retrain RUN --net` added.
+        path: Of the scatter plot; `ranking.png` in the run by default.
+        seed: Of the bootstrap.
+        quiet: Prints nothing.
+
+    Returns:
+        Kendall's tau, Spearman's coefficient and regret with their intervals.
+
+    Raises:
+        ValueError: If the table is of another space, or there are fewer than three networks to compare.
+    """
+    finished = Run.open(run)
+    space = finished.best.search_space()
+    key: Callable[[Architecture], str] = _fingerprint
+    known: Truth | tuple[Alone, ...] = finished.trained
+    if truth is not None:
+        sizes = [len(choice.options) for choice in space.choices()]
+        known = read_truth(truth, space=space.name, options=sizes)
+        key = known.key
+    ranking = rank(finished, known, seed=seed)
+    target = Path(path) if path is not None else finished.folder / "ranking.png"
+    macs = {key(net.architecture): net.macs / 1e6 for net in finished.judged if net.macs is not None}
+    colours = macs if set(ranking.keys) <= set(macs) else None  # older runs did not count
+    write_png(scatter(ranking, colours=colours, colour_name="MACs (millions)"), target)
+    show_ranking(ranking, target, Show(quiet))
+    return ranking
+
+
+def _fingerprint(architecture: Architecture) -> str:
+    return architecture.fingerprint
