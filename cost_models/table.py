@@ -20,7 +20,8 @@ class LatencyTable:
     """Latency in ms per op shape on one device, read from a folder of device.toml and latency.csv.
 
     Skip and none cost 0. An op without a row is fitted from the rows of its kind, unless `strict`. A calibration in
-    device.toml scales all costs and sets `net_cost`, so that sums meet whole networks (`cost_models.trust.Calibration`).
+    device.toml scales all costs and sets `net_cost`, so that sums meet whole networks
+    (`cost_models.trust.Calibration`).
 
     Args:
         provenance: what was measured, where and how.

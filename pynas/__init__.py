@@ -7,8 +7,8 @@ Counts(params=4321464, macs=249921848)
 
 The front door is `search`; `retrain`, `evaluate`, `export` and `measure` do its parts alone, `check_table` and
 `fit_table` look after latency tables, `fairness` says whether the options of a search had equal chances, `rank` how
-well it orders networks, `plot_pareto` draws what it found. Everything with a name (spaces, strategies, formats,
-devices) is listed by `pynas list`.
+well it orders networks, `plot_pareto` and `draw_cells` draw what it found. Everything with a name (spaces, strategies,
+formats, devices) is listed by `pynas list`.
 """
 
 import cost_models
@@ -38,6 +38,7 @@ from pynas.truth import Truth, read_truth
 
 from pynas.api import evaluate, export, retrain, search  # isort: skip
 from pynas.measuring import check_table, fit_table, measure  # isort: skip
+from pynas.draw import draw_cells, draw_credit, draw_strip  # isort: skip
 from pynas.plots import plot_pareto  # isort: skip
 from pynas.reports import fairness  # isort: skip
 
@@ -74,6 +75,9 @@ __all__ = [
     "check_table",
     "cost_models",
     "count",
+    "draw_cells",
+    "draw_credit",
+    "draw_strip",
     "evaluate",
     "export",
     "fairness",

@@ -14,10 +14,11 @@ from pynas.budget import cost_range, to_architecture
 from pynas.choices import Choice, Gates, Node
 from pynas.registry import SearchSpace
 from pynas.strategies.base import Candidate, Problem
-from pynas.strategies.derive import sampled
+from pynas.strategies.derive import sampled, submodels
 from pynas.supernet import Supernet
 from pynas.training.feed import Feed, batches
 from pynas.training.judge import Judging, Score
+from pynas.training.loop import Bars, unseen
 from pynas.training.optim import autocast, fast_layout
 from pynas.training.run import RunFolder
 from pynas.training.submodels import Submodels
@@ -134,6 +135,7 @@ def judged(
     found: Found,
     calibrate: int,
     run: RunFolder | None,
+    bars: Bars = unseen,
     search: Mapping[str, Gates] | None = None,
 ) -> list[Candidate]:
     """Children as candidates, best first, by their accuracy on the images held out for the architecture.
@@ -149,15 +151,19 @@ def judged(
         found: Children with their origin.
         calibrate: Images for the batch norms.
         run: Where scores are kept, so that an interrupted derivation goes on.
+        bars: Show progress.
         search: Gates of the whole supernet at the end of the search.
     """
-    path = None if run is None else run.path / "submodels.jsonl"
     architectures = [architecture for _, architecture in found]
-    bare = Submodels(net, feed.data, how=Judging(calibrate=0, amp=problem.amp), path=path).scores(architectures)
-    scores = bare
-    if calibrate:
-        how = Judging(calibrate=calibrate, amp=problem.amp)
-        scores = Submodels(net, feed.data, how=how, path=path).scores(architectures)
+    ways = (0, calibrate) if calibrate else (0,)
+    with bars("judging", len(ways) * len(found)) as bar:
+
+        def scored(images: int) -> list[Score]:
+            judges = submodels(net, problem, feed, images, run)
+            return judges.scores(architectures, lambda net, score: bar.advance(f"accuracy {score.accuracy:.2%}"))
+
+        bare, *recalibrated = map(scored, ways)
+    scores = recalibrated[0] if recalibrated else bare
     order = sorted(range(len(found)), key=lambda i: (-scores[i].accuracy, scores[i].loss))
     candidates = [
         Candidate(found[i][1], scores[i].accuracy, problem.table.cost(found[i][1]), found[i][0]) for i in order

@@ -30,7 +30,7 @@ from pynas.strategies.relaxed import (
 from pynas.strategies.shared_weights import Batch, Length
 from pynas.supernet import Supernet, mean_macs
 from pynas.training.feed import Feed
-from pynas.training.loop import Progress
+from pynas.training.loop import Bars, Progress, unseen
 from pynas.training.optim import autocast, fast_layout
 from pynas.training.run import RunFolder
 from pynas.updates import UpdateCounts
@@ -205,10 +205,10 @@ class DARTS(Strategy):
         """Alpha after every epoch, shape (epochs, choices, options)."""
         return torch.stack(self.history).numpy()
 
-    def derive(self, feed: Feed, run: RunFolder | None = None) -> list[Candidate]:
+    def derive(self, feed: Feed, run: RunFolder | None = None, bars: Bars = unseen) -> list[Candidate]:
         """The child of the rule, and draws from softmax(alpha), judged with the weights that they inherit."""
         found = derived(self.problem, log_probabilities(self.theta), self.rule, self.samples)
-        return judged(self.net, self.problem, feed, found, self.calibrate, run, self._fixed_gates())
+        return judged(self.net, self.problem, feed, found, self.calibrate, run, bars, self._fixed_gates())
 
     def state_dict(self) -> dict[str, Any]:
         return {

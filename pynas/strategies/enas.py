@@ -25,7 +25,7 @@ from pynas.strategies.relaxed import Tally, check_positive, right
 from pynas.strategies.shared_weights import Length
 from pynas.supernet import Supernet, mean_macs
 from pynas.training.feed import Feed
-from pynas.training.loop import Progress
+from pynas.training.loop import Bars, Progress, unseen
 from pynas.training.optim import autocast, cosine, fast_layout, set_lr
 from pynas.training.run import RunFolder
 from pynas.updates import UpdateCounts
@@ -216,7 +216,7 @@ class ENAS(Strategy):
             **self.counts.report(),
         }
 
-    def derive(self, feed: Feed, run: RunFolder | None = None) -> list[Candidate]:
+    def derive(self, feed: Feed, run: RunFolder | None = None, bars: Bars = unseen) -> list[Candidate]:
         """Networks drawn from the controller within the budget, judged with the weights that they share."""
         space, wanted = self.problem.space, self.samples
         found: dict[str, tuple[str, Any]] = {}
@@ -229,7 +229,7 @@ class ENAS(Strategy):
             if len(found) < wanted and fits(self.problem, network):
                 found.setdefault(network.fingerprint, ("sample" if place else "most probable decisions", network))
         children: Found = list(found.values()) or list(sampled(self.problem, self._marginals(drawn), wanted - 1))
-        return judged(self.net, self.problem, feed, children, self.calibrate, run)
+        return judged(self.net, self.problem, feed, children, self.calibrate, run, bars)
 
     def _marginals(self, drawn: list[Rollout]) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Log-frequency of every option among networks that were drawn, each seen once more than it was."""

@@ -47,7 +47,7 @@ from pynas.strategies.relaxed import (
 from pynas.strategies.shared_weights import Length
 from pynas.supernet import Supernet, cost_table, mean_macs
 from pynas.training.feed import Feed
-from pynas.training.loop import Progress
+from pynas.training.loop import Bars, Progress, unseen
 from pynas.training.optim import autocast, fast_layout
 from pynas.training.run import RunFolder
 from pynas.updates import UpdateCounts
@@ -288,12 +288,12 @@ class SNAS(Strategy):
         """Log alpha after every epoch, shape (epochs, choices, options)."""
         return torch.stack(self.history).numpy()
 
-    def derive(self, feed: Feed, run: RunFolder | None = None) -> list[Candidate]:
+    def derive(self, feed: Feed, run: RunFolder | None = None, bars: Bars = unseen) -> list[Candidate]:
         """The child, and further draws from alpha, judged with the weights that they inherit."""
         found = derived(self.problem, log_probabilities(self.theta), self.rule, self.samples)
         set_drop_path(self.net, 0.0)
         gates = self._looking(self.epochs - 1)
-        return judged(self.net, self.problem, feed, found, self.calibrate, run, gates)
+        return judged(self.net, self.problem, feed, found, self.calibrate, run, bars, gates)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -33,7 +33,7 @@ from pynas.strategies.relaxed import (
 from pynas.strategies.shared_weights import Length
 from pynas.supernet import Supernet, mean_macs
 from pynas.training.feed import Feed
-from pynas.training.loop import Progress
+from pynas.training.loop import Bars, Progress, unseen
 from pynas.training.optim import autocast, fast_layout
 from pynas.training.run import RunFolder
 from pynas.updates import UpdateCounts
@@ -137,13 +137,13 @@ class Uniform(Strategy):
     def end_epoch(self, epoch: int) -> dict[str, Any]:
         return {**theta_report(self.theta, self.table), "computed": self.tally.report(), **self.counts.report()}
 
-    def derive(self, feed: Feed, run: RunFolder | None = None) -> list[Candidate]:
+    def derive(self, feed: Feed, run: RunFolder | None = None, bars: Bars = unseen) -> list[Candidate]:
         """Uniform draws within the budget, judged with the weights that they inherit."""
         given = self.problem
         drawn = random_architectures(given.space, given.table, self.samples, given.budget, given.slack, given.seed)
         found = [("sample", architecture) for architecture in drawn]
         gates = self._gates(self.epochs - 1, 0)
-        return judged(self.net, given, feed, found, self.calibrate, run, gates)
+        return judged(self.net, given, feed, found, self.calibrate, run, bars, gates)
 
     def state_dict(self) -> dict[str, Any]:
         return {
