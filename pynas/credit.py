@@ -41,11 +41,14 @@ class Credit:
         for hook in self._hooks:
             hook.remove()
 
-    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | None) -> None:
+    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | None) -> Tensor | None:
         assert isinstance(module, GatedSlot)
-        if output is not None and output.requires_grad:
-            output.retain_grad()
-            self._brought[module.slot.name] = output
+        if output is None or not output.requires_grad:
+            return output
+        brought = output.view_as(output)  # a lone identity gives back its input, which other edges read as well
+        brought.retain_grad()
+        self._brought[module.slot.name] = brought
+        return brought
 
     def slots(self) -> dict[str, float]:
         """Credit of every slot that brought something, by name, in units of the loss."""

@@ -226,6 +226,15 @@ class CellSpace:
             first, second = second, Maps(channels, self.nodes, kept, -(-second.size // (1 + reduction)))
         return tuple(parts)
 
+    def reads_image(self, choices: Mapping[str, tuple[str, ...]]) -> bool:
+        """Whether the output of the network that takes these choices depends on its input."""
+        before, last = True, True
+        for k in range(self.cells):
+            there = {e for e in self._edges() if choices[f"{self._type(k)}_{e[0]}_{e[1]}"] != (NONE,)}
+            starts = {source for source, _ in reached(there, self.nodes)}
+            before, last = last, (0 in starts and before) or (1 in starts and last)
+        return last
+
     def _stem_maps(self) -> tuple[Maps, Maps]:
         first, second = (Maps(spec.out_channels, 1, (0,), spec.out_size) for spec in self._stem()[-2:])
         return (second, second) if self.stem == "cifar" else (first, second)
@@ -286,9 +295,11 @@ class CellSpace:
                     convs = [name for name, inner in module.named_modules() if isinstance(inner, nn.Conv2d)]
                     for conv in convs:
                         slices[f"cells.cell{part.place}.before{place}.{conv}.weight"] = source.indices()
-        last = self._maps(parts[-1])
-        if len(last.kept) < last.nodes:
-            slices["head.classifier.weight"] = last.indices()
+        side = [("auxiliary.features.2", part) for part in parts if part.place == 2 * self.cells // 3]
+        for name, part in [("head.classifier", parts[-1]), *side]:
+            maps = self._maps(part)
+            if len(maps.kept) < maps.nodes:
+                slices[f"{name}.weight"] = maps.indices()
         head = nn.Sequential(OrderedDict((name, build_op(spec)) for name, spec in self._head(parts[-1]).items()))
         return CellNet(stem, cells, head, self._auxiliary(parts), slices)
 

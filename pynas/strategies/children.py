@@ -39,8 +39,8 @@ def nodes_of(space: SearchSpace) -> tuple[Node, ...]:
 def arg_max(space: SearchSpace, log_p: Floats) -> Architecture:
     """The most probable option of every choice, `none` included: edges and nodes vanish (SNAS).
 
-    A cell none of whose nodes is reached would make the network a constant. Then the most probable cell that is not
-    empty takes its place, which has one edge more.
+    Where so much vanishes that the network no longer depends on its image, a cell without edges gets back the edge from
+    an input that loses least probability, until it does.
 
     Args:
         space: That the choices belong to.
@@ -48,15 +48,23 @@ def arg_max(space: SearchSpace, log_p: Floats) -> Architecture:
     """
     choices = space.choices()
     path = [int(row.argmax()) for row in log_p]
-    rows = {choice.name: row for row, choice in enumerate(choices)}
-    for _, group in itertools.groupby(nodes_of(space), key=lambda node: node.cell):
-        # Nothing is reached if nothing comes from the inputs, whatever stands between nodes.
-        firsts = [rows[name] for node in group for name in node.choices[:2]]
-        if not all(_takes_none(choices[row], path[row]) for row in firsts):
-            continue
-        least = min(firsts, key=lambda row: log_p[row].max() - _best(choices[row], log_p[row])[1])
+    network = to_architecture(space, choices, path)
+    while not getattr(space, "reads_image", lambda chosen: True)(network.choices):
+        least = min(_dead_inputs(space, path), key=lambda row: log_p[row].max() - _best(choices[row], log_p[row])[1])
         path[least] = _best(choices[least], log_p[least])[0]
-    return to_architecture(space, choices, path)
+        network = to_architecture(space, choices, path)
+    return network
+
+
+def _dead_inputs(space: SearchSpace, path: Sequence[int]) -> list[int]:
+    """Choices of the edges from inputs in cells where all of these are `none`, so that no node is reached."""
+    choices, found = space.choices(), []
+    rows = {choice.name: row for row, choice in enumerate(choices)}
+    for _, cell in itertools.groupby(nodes_of(space), key=lambda node: node.cell):
+        inputs = [rows[name] for node in cell for name in node.choices[:2]]
+        if all(choices[row].options[path[row]] == NONE for row in inputs):
+            found += inputs
+    return found
 
 
 def top_two(space: SearchSpace, log_p: Floats) -> Architecture:
@@ -81,10 +89,6 @@ def top_two(space: SearchSpace, log_p: Floats) -> Architecture:
 
 
 RULES = {"argmax": arg_max, "top2": top_two}
-
-
-def _takes_none(choice: Choice, option: int) -> bool:
-    return choice.options[option] == NONE
 
 
 def _best(choice: Choice, log_p: Floats) -> tuple[int, float]:
@@ -173,6 +177,13 @@ def judged(
         children = [_child(found[i], scores[i], bare[i]) for i in order]
         run.write_json(FILE, {"search_accuracy": whole, "calibrate": calibrate, "children": children})
     return candidates
+
+
+def read_child(run: RunFolder, architecture: Architecture) -> dict[str, Any]:
+    """What `judged` kept of a network, with the accuracy of the whole supernet; empty where it kept nothing."""
+    kept = run.read_json(FILE) or {"children": []}
+    found = [child for child in kept["children"] if child["net"] == architecture.fingerprint]
+    return {**found[0], **{name: kept[name] for name in ("search_accuracy", "calibrate")}} if found else {}
 
 
 def _child(found: tuple[str, Architecture], score: Score, bare: Score) -> dict[str, Any]:
