@@ -60,10 +60,10 @@ class Rows:
         Raises:
             ValueError: It has an op that no network of the fit had.
         """
-        lacking = [spec.key for spec in net if spec.kind != "skip" and spec not in self.latency_ms]
+        lacking = [spec.key for spec in net if not spec.free and spec not in self.latency_ms]
         if lacking:
             raise ValueError(f"No network of the fit has the op {lacking[0]}. Time some networks that do.")
-        return sum(self.latency_ms[spec] for spec in net if spec.kind != "skip")
+        return sum(self.latency_ms[spec] for spec in net if not spec.free)
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def _check_varied(measured: Floats, timings: Floats) -> None:
 
 
 def _specs(nets: Sequence[Net]) -> list[OpSpec]:
-    return sorted({spec for net in nets for spec in net if spec.kind != "skip"})
+    return sorted({spec for net in nets for spec in net if not spec.free})
 
 
 def _counts(nets: Sequence[Net], specs: Sequence[OpSpec]) -> Floats:
@@ -218,7 +218,7 @@ def _counts(nets: Sequence[Net], specs: Sequence[OpSpec]) -> Floats:
     counts = np.zeros((len(nets), len(specs)))
     for row, net in enumerate(nets):
         for spec in net:
-            if spec.kind != "skip":
+            if not spec.free:
                 counts[row, column[spec]] += 1
     return counts
 

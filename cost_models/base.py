@@ -16,7 +16,7 @@ class CostModel(Protocol):
     net_cost: float  # of a whole network, beyond the sum over its ops: a calibration's offset, else 0
 
     def cost(self, spec: OpSpec) -> float:
-        """The price in `unit` of one run: positive, and 0 for skip. Raises ValueError for an op it cannot price."""
+        """The price in `unit` of one run: positive, and 0 for a free op. Raises ValueError for one it cannot price."""
         ...
 
     def source(self, spec: OpSpec) -> str:

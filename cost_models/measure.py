@@ -37,7 +37,7 @@ def measure(
     `plan` takes the same arguments and says beforehand what will be done.
 
     Args:
-        specs: ops, in any order; doubles and skip ops are dropped.
+        specs: ops, in any order; doubles, skip and none are dropped.
         build: makes the torch module of an op: eval mode, BN folded.
         runner: times it.
         folder: where device.toml and latency.csv lie or will lie.

@@ -176,9 +176,9 @@ def plan(specs: Iterable[OpSpec], *, build: Build, runner: Runner, folder: str |
     Args and errors: see `measure`. Nothing is measured or compiled; device.toml is written.
     """
     where = Path(folder)
-    wanted = sorted({spec for spec in specs if spec.kind != "skip"})
+    wanted = sorted({spec.deployed for spec in specs if not spec.free})
     if not wanted:
-        raise ValueError("There is no op to measure: pass at least one that is not a skip.")
+        raise ValueError("There is no op to measure: pass at least one that is not a skip or none.")
     if repeats < 3:
         raise ValueError(f"repeats is {repeats}; at least 3 are needed for a median.")
     about = Provenance.of(name, runner, repeats)

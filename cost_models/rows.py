@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .spec import FIELDS, OpSpec
+from .spec import ROW_FIELDS, OpSpec
 
 FILE = "latency.csv"
-COLUMNS = ("table", *FIELDS, "median_ms", "spread_ms", "repeats_ms")
+COLUMNS = ("table", *ROW_FIELDS, "median_ms", "spread_ms", "repeats_ms")
 ADDED = {"squeeze": "0"}  # columns that older tables do not have, and what their rows mean by that
 ABSURD_MS = 1e9  # eleven days for one op
 
@@ -26,8 +26,9 @@ class Row:
     repeats_ms: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if self.spec.kind == "skip":
-            raise ValueError("a skip op costs 0 by definition and must have no row")
+        if self.spec.free:
+            raise ValueError(f"a {self.spec.kind} op costs 0 by definition and must have no row")
+        object.__setattr__(self, "spec", self.spec.deployed)
         if not self.repeats_ms:
             raise ValueError("there is no repeat")
         for value in self.repeats_ms:
@@ -127,7 +128,7 @@ def _parse(values: list[str], columns: tuple[str, ...], identity: str) -> Row:
             f"the row belongs to the table {cells['table']!r}, but device.toml describes {identity!r}; "
             "rows of different devices or conditions must not be mixed"
         )
-    spec = OpSpec.from_row({name: cells[name] for name in FIELDS})
+    spec = OpSpec.from_row({name: cells[name] for name in ROW_FIELDS})
     row = Row(spec, tuple(_number("repeats_ms", text) for text in cells["repeats_ms"].split(";")))
     median_ms, spread_ms = _number("median_ms", cells["median_ms"]), _number("spread_ms", cells["spread_ms"])
     check_ms("median_ms", median_ms)

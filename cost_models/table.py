@@ -19,8 +19,9 @@ from .spec import OpSpec
 class LatencyTable:
     """Latency in ms per op shape on one device, read from a folder of device.toml and latency.csv.
 
-    Skip costs 0. An op without a row is fitted from the rows of its kind, unless `strict`. A calibration in device.toml
-    scales all costs and sets `net_cost`, so that sums meet whole networks (`cost_models.trust.Calibration`).
+    Skip and none cost 0. An op without a row is fitted from the rows of its kind, unless `strict`. A calibration in
+    device.toml scales all costs and sets `net_cost`, so that sums meet whole networks
+    (`cost_models.trust.Calibration`).
 
     Args:
         provenance: what was measured, where and how.
@@ -35,7 +36,7 @@ class LatencyTable:
             raise ValueError(f"The table {provenance.name!r} is empty. {measure_hint(provenance.name)}")
         self.name = provenance.name
         self.provenance = provenance
-        self.rows = dict(rows)
+        self.rows = {spec.deployed: row for spec, row in rows.items()}
         self.strict = strict
         self.scale = float(provenance.calibration.get("scale", 1.0))
         self.net_cost = float(provenance.calibration.get("offset_ms", 0.0))
@@ -47,15 +48,17 @@ class LatencyTable:
         Raises:
             ValueError: there is no row, and it cannot be fitted or `strict` refuses that; names the measuring command.
         """
-        if spec.kind == "skip":
+        if spec.free:
             return 0.0
+        spec = spec.deployed
         if spec in self.rows:
             return self.scale * self.rows[spec].median_ms
         return self.scale * self._fitted_ms(spec)
 
     def source(self, spec: OpSpec) -> str:
         """ "measured" or "modelled" for a row, else "fitted". Raises what `cost` raises."""
-        if spec.kind == "skip" or spec in self.rows:
+        spec = spec.deployed
+        if spec.free or spec in self.rows:
             return self.provenance.source
         self._fitted_ms(spec)
         return "fitted"

@@ -58,12 +58,12 @@ def self_check(table: LatencyTable, specs: Iterable[OpSpec]) -> list[Finding]:
 
     Args:
         table: To be checked.
-        specs: What it should hold; doubles and skip ops are ignored.
+        specs: What it should hold; doubles, skip and none are ignored.
 
     Returns:
         What was found; empty for a table without fault.
     """
-    wanted = sorted({spec for spec in specs if spec.kind != "skip"})
+    wanted = sorted({spec.deployed for spec in specs if not spec.free})
     found = [*_incomplete(table, wanted), *_not_positive(table)]
     if found and found[-1].check == "positive":
         return found  # the checks below divide by latencies
@@ -97,7 +97,7 @@ def _out_of_order(table: LatencyTable) -> list[Finding]:
     for field in ("expansion", "kernel"):
         families: dict[OpSpec, list[Row]] = {}
         for spec, row in table.rows.items():
-            if spec.kind not in ("skip", "pool", "linear"):
+            if not spec.free and spec.kind not in ("pool", "linear"):
                 families.setdefault(OpSpec.from_dict({**spec.to_dict(), field: 1}), []).append(row)
         for family in families.values():
             ordered = sorted(family, key=lambda row: int(getattr(row.spec, field)))

@@ -170,7 +170,7 @@ def _structure(found: Evidence) -> str:
 
 def _totals(nets: Sequence[Sequence[OpSpec]], predicted: Floats, macs: Floats) -> Floats:
     """Standardised totals of each network with a leading 1, shape (nets, 4)."""
-    ops = [float(sum(spec.kind != "skip" for spec in net)) for net in nets]
+    ops = [float(sum(not spec.free for spec in net)) for net in nets]
     totals = np.stack([predicted, macs, np.asarray(ops)], axis=1)
     spread = totals.std(0)
     return np.hstack([np.ones((len(nets), 1)), (totals - totals.mean(0)) / np.where(spread > 0, spread, 1.0)])

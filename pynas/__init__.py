@@ -7,8 +7,8 @@ Counts(params=4321464, macs=249921848)
 
 The front door is `search`; `retrain`, `evaluate`, `export` and `measure` do its parts alone, `check_table` and
 `fit_table` look after latency tables, `fairness` says whether the options of a search had equal chances, `rank` how
-well it orders networks, `plot_pareto` draws what it found. Everything with a name (spaces, strategies, formats,
-devices) is listed by `pynas list`.
+well it orders networks, `plot_pareto` and `draw_cells` draw what it found. Everything with a name (spaces, strategies,
+formats, devices) is listed by `pynas list`.
 """
 
 import cost_models
@@ -22,18 +22,23 @@ from pynas.counting import Counts, count
 from pynas.evolution import EvolutionSettings
 from pynas.registry import FAMILIES, SPACES, STRATEGIES, MissingExtra
 from pynas.results import Run, Trained
+from pynas.strategies.darts import DARTS
 from pynas.strategies.ef import EF
+from pynas.strategies.enas import ENAS
 from pynas.strategies.fairnas import FairNAS
 from pynas.strategies.fbnet import FBNet
 from pynas.strategies.one_shot import OneShot
 from pynas.strategies.random import RandomSearch
+from pynas.strategies.snas import SNAS
 from pynas.strategies.spos import SPOS
+from pynas.strategies.uniform import Uniform
 from pynas.supernet import Supernet
 from pynas.training.train import Recipe
 from pynas.truth import Truth, read_truth
 
 from pynas.api import evaluate, export, retrain, search  # isort: skip
 from pynas.measuring import check_table, fit_table, measure  # isort: skip
+from pynas.draw import draw_cells, draw_credit, draw_strip  # isort: skip
 from pynas.plots import plot_pareto  # isort: skip
 from pynas.reports import fairness  # isort: skip
 
@@ -42,8 +47,11 @@ published = _published.published
 rank = _rank.rank
 
 __all__ = [
+    "DARTS",
     "EF",
+    "ENAS",
     "FAMILIES",
+    "SNAS",
     "SPACES",
     "SPOS",
     "STRATEGIES",
@@ -63,9 +71,13 @@ __all__ = [
     "Supernet",
     "Trained",
     "Truth",
+    "Uniform",
     "check_table",
     "cost_models",
     "count",
+    "draw_cells",
+    "draw_credit",
+    "draw_strip",
     "evaluate",
     "export",
     "fairness",

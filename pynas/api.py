@@ -151,6 +151,7 @@ def retrain(
     preset: str | None = None,
     epochs: int | None = None,
     recipe: Recipe | None = None,
+    space_options: dict[str, Any] | None = None,
     seed: int = 0,
     kernels: Literal["auto", "fused", "reference"] | None = None,
     quiet: bool = False,
@@ -163,9 +164,12 @@ def retrain(
         run: A finished search, or its folder.
         net: Instead of the best, another of the networks that the run found: its number in the table of the Pareto
             set; or an architecture file.
-        preset: Named recipe: "quick", "fairnas" (its paper's) or "nas_bench_macro" (its table's).
+        preset: Named recipe: "quick", "fairnas" (its paper's), "nas_bench_macro" (its table's) or "darts" (DARTS's and
+            SNAS's for cells).
         epochs: Overrides the recipe's.
         recipe: How; the run's own by default.
+        space_options: The same choices in a changed space, for instance {"cells": 20, "channels": 36}: a deeper and
+            wider network of the found cells.
         seed: Of initial weights and of the order of images.
         kernels: As in `search`; the run's own by default.
         quiet: Prints nothing.
@@ -186,6 +190,8 @@ def retrain(
     settings.use_threads(config)
     plan = make_plan(config, show, folder)
     _check_space(architecture, plan)
+    if space_options:
+        architecture = _changed(architecture, space_options)
     how = recipe or (plan.recipe if preset is None else Recipe.preset(preset))
     if epochs is not None:
         how = dataclasses.replace(how, epochs=epochs)
@@ -217,6 +223,17 @@ def _check_space(architecture: Architecture, plan: Plan) -> None:
     if dict(architecture.options) != dict(plan.space.options()):
         differing = [key for key, value in plan.space.options().items() if architecture.options.get(key) != value]
         raise ValueError(f"The network and the run differ in the space's {', '.join(differing)}.")
+
+
+def _changed(architecture: Architecture, options: Mapping[str, Any]) -> Architecture:
+    """The same choices in a space that is changed in everything but its images."""
+    known = architecture.search_space().options()
+    for name in options:
+        if name in ("input_size", "classes"):
+            raise ValueError(f"{name} is that of the run's images; a retraining cannot change it.")
+        if name not in known:
+            raise unknown(f"option of space {architecture.space!r}", name, known)
+    return architecture.with_options(**options)
 
 
 def evaluate(

@@ -74,6 +74,14 @@ class Architecture:
         space = self.search_space()
         return space.build(lambda slot: FAMILIES.get(slot.family).single(slot, self.choices[slot.choice.name]))
 
+    def with_options(self, **changes: Any) -> Architecture:
+        """The same choices in the space with some of its options changed: a deeper network of found cells, say.
+
+        Raises:
+            ValueError: If the space has no such option, or the choices do not fit.
+        """
+        return Architecture(self.space, self.choices, {**self.search_space().options(), **changes})
+
     def to_json(self) -> str:
         """Canonical JSON: the same architecture gives the same text."""
         content = {

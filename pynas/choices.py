@@ -38,6 +38,8 @@ class Slot:
         stride: Of the whole option.
         activation: Of the options: "relu", "relu6", "hardswish" or "swish".
         squeeze: Channels in the middle of the options' squeeze-and-excitation, as a share of `in_channels`; 0 for none.
+        affine: Whether the options' batch norms have scale and shift; of the family "cell" alone.
+        pool_norm: Whether a batch norm follows its pools; likewise.
     """
 
     name: str
@@ -49,11 +51,30 @@ class Slot:
     stride: int = 1
     activation: str = "relu"
     squeeze: float = 0.0
+    affine: bool = True
+    pool_norm: bool = False
 
     @property
     def out_size(self) -> int:
         """Height and width that go out, in pixels."""
         return -(-self.size // self.stride)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A place in a cell where edges meet: it adds up what they bring.
+
+    Args:
+        cell: Type of the cell, for instance "normal".
+        index: Of the node. 0 and 1 are the cell's inputs, which are no `Node` themselves.
+        sources: Where its edges come from: inputs, or nodes of smaller index.
+        choices: Name of the choice of each edge, in the same order.
+    """
+
+    cell: str
+    index: int
+    sources: tuple[int, ...]
+    choices: tuple[str, ...]
 
 
 @dataclass(frozen=True)

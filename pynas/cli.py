@@ -63,6 +63,7 @@ COMMANDS: dict[str, Any] = {
     "table": {"_help": "Look at tables, make them.", "check": measuring.check_table, "fit": measuring.fit_table},
     "fairness": reports.fairness,
     "rank": reports.rank_run,
+    "draw": reports.draw,
     "list": list_names,
     "info": info,
 }

@@ -13,7 +13,7 @@ def check_fields(settings: Any, of: str) -> None:
     """Whole numbers must be whole, numbers finite, and words among those that the annotation lists.
 
     Args:
-        settings: A dataclass whose fields are annotated as int, float, bool or a Literal of words.
+        settings: A dataclass whose fields are annotated as int, float, bool, str or a Literal of words.
         of: What they belong to, for the error.
 
     Raises:
@@ -28,6 +28,9 @@ def check_fields(settings: Any, of: str) -> None:
         elif hint is bool:
             if not isinstance(value, bool):
                 raise ValueError(f"{field.name} of {of} must be true or false, not {value!r}.")
+        elif hint is str:
+            if not isinstance(value, str):
+                raise ValueError(f"{field.name} of {of} must be a name, not {value!r}.")
         elif hint is int:
             if isinstance(value, bool) or not isinstance(value, int):
                 raise ValueError(f"{field.name} of {of} must be a whole number, not {value!r}.")

@@ -71,6 +71,29 @@ class PaperObjective:
 
 
 @dataclass
+class WeighedObjective:
+    """CE + eta * cost (SNAS, eq. 14, whose sign convention is the opposite).
+
+    Args:
+        eta: Weight; larger gives smaller networks.
+    """
+
+    eta: float
+
+    def loss(self, cross_entropy: Tensor, drawn: Tensor, expected: Tensor) -> Tensor:
+        return cross_entropy + self.eta * expected
+
+    def update(self, expected: float) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert not state
+
+
+@dataclass
 class LagrangeObjective:
     """CE + multiplier * v + damping / 2 * v^2 with v = E[LAT] / target - 1: steers the expected latency to a target.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from pynas.rank import write_png
 from pynas.registry import SearchSpace
 from pynas.results import Run, Trained, note_trained, read_candidates, save_model, write_candidates
 from pynas.strategies import Candidate
+from pynas.strategies.children import read_child
 from pynas.strategies.fbnet import CALIBRATE
 from pynas.strategies.random import random_architectures
 from pynas.supernet import Supernet, cost_table
@@ -76,7 +76,7 @@ def _stages(plan: Plan, run: RunFolder, show: Show) -> Run:
         save_model(run.path, trained, plan.data)
         baseline = _baseline(plan, best, run, show)
         report = export_checked(trained.model, run.path / "export" / "net.onnx", plan.data, plan.space.input_size)
-        figures = _figures(plan, best, trained, baseline, (run.metrics("search") or [{}])[-1])
+        figures = _figures(plan, best, trained, baseline, run)
         figures["export"] = {"path": str(report.path), "difference": report.max_abs_diff, "check": str(report)}
         run.write_json("result.json", figures)
     return Run.of(run, judged, figures)
@@ -212,8 +212,9 @@ def _priced(architecture: Architecture, space: SearchSpace, device: cost_models.
 
 
 def _figures(
-    plan: Plan, best: Candidate, trained: Trained, baseline: list[dict[str, Any]], last: Mapping[str, Any]
+    plan: Plan, best: Candidate, trained: Trained, baseline: list[dict[str, Any]], run: RunFolder
 ) -> dict[str, Any]:
+    last = (run.metrics("search") or [{}])[-1]
     size = plan.space.input_size
     counts = count(trained.model, (3, size, size))
     about = plan.device.provenance
@@ -225,6 +226,7 @@ def _figures(
         "test_accuracy": trained.accuracy,
         "test_images": trained.images,
         "held_out_accuracy_inherited": best.accuracy,
+        "inherited": read_child(run, best.architecture),
         "params": counts.params,
         "macs": counts.macs,
         "budget_ms": plan.budget,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from torch import nn
 
@@ -118,6 +118,17 @@ class SearchSpace(Protocol):
 
     def fixed_specs(self) -> tuple[OpSpec, ...]:
         """Specs of everything outside the slots: stem, head."""
+
+
+@runtime_checkable
+class Vanishing(Protocol):
+    """A space with options that let more of the network vanish than themselves.
+
+    Its networks have `inherited(state)`: what of the supernet's state is theirs, sliced where what they read vanished.
+    """
+
+    def net_specs(self, choices: Mapping[str, tuple[str, ...]]) -> tuple[OpSpec, ...]:
+        """Ops of the network that takes these choices, as it is built."""
 
 
 # The registries live here, below everything that fills them, so that an Architecture can find its space

@@ -1,13 +1,15 @@
-"""What finished searches say: how even their training was, and how well they rank networks."""
+"""What finished searches say: how even their training was, how well they rank networks, how cells look."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pynas.architecture import Architecture
 from pynas.console import Show
+from pynas.draw import draw_cells, draw_credit, draw_strip, save_figure
+from pynas.published import published
 from pynas.rank import Ranking, rank, scatter, write_png
 from pynas.results import Alone, Run
 from pynas.summary import show_fairness, show_ranking
@@ -81,6 +83,38 @@ def rank_run(
     write_png(scatter(ranking, colours=colours, colour_name="MACs (millions)"), target)
     show_ranking(ranking, target, Show(quiet))
     return ranking
+
+
+def draw(
+    net: str, path: str | None = None, *, what: Literal["cells", "epochs", "credit"] = "cells", quiet: bool = False
+) -> Path:
+    """Draws cells as graphs, PNG or SVG.
+
+    Args:
+        net: A run's folder, an architecture file, or the name of a published network.
+        path: File to write; by default `<what>.png` in the run, or `<name>.png` here.
+        what: The "cells" of the network; of a run also the most probable cells over the "epochs" of its search, or the
+            "credit" that the loss gave every edge (strategy snas).
+        quiet: Prints nothing.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If the space has no cells, or the run kept none of it.
+    """
+    run = Run.open(net) if Path(net).is_dir() else None
+    if run is None and what != "cells":
+        raise ValueError(f"what={what!r} is drawn of a run: give its folder, for instance runs/0001, not {net!r}.")
+    if run is not None:
+        figure = {"epochs": draw_strip, "credit": draw_credit}.get(what, lambda found: draw_cells(found.best))(run)
+        target = run.folder / f"{what}.png"
+    else:
+        figure = draw_cells(Architecture.load(net) if Path(net).is_file() else published(net))
+        target = Path(f"{Path(net).stem}.png")
+    written = save_figure(figure, target if path is None else path)
+    Show(quiet).line(f"drawn: {written}")
+    return written
 
 
 def _fingerprint(architecture: Architecture) -> str:

@@ -174,6 +174,7 @@ def _rows(run: Run) -> list[tuple[str, str]]:
         ("best net", figures["net"]),
         ("test accuracy", f"{figures['test_accuracy']:.2%} of {figures['test_images']} images"),
         ("params / MACs", f"{figures['params']:,} / {figures['macs']:,}"),
+        *_inherited(figures),
         ("predicted latency", f"{figures['predicted_ms']:.3g} ms{_budget(figures)}"),
         ("measured latency", _measured(figures)),
         *[(f"on {price['device']}", _elsewhere(price)) for price in figures.get("elsewhere", [])],
@@ -187,13 +188,26 @@ def _rows(run: Run) -> list[tuple[str, str]]:
     ]
 
 
+def _inherited(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the found net did with the weights of the search, where the search itself is a network to compare with."""
+    found = figures.get("inherited")
+    if not found:
+        return []
+    text = f"{found['accuracy']:.2%} of held-out images"
+    if found["calibrate"]:
+        text += f" ({found['accuracy_without_recalibration']:.2%} before batch norms were recalibrated)"
+    if found["search_accuracy"] is not None:
+        text += f"; the whole search network {found['search_accuracy']:.2%}"
+    return [("without retraining", text)]
+
+
 def _collapse(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     """How sure theta became, and whether it fled into skips."""
     end = figures["search_end"]
     if not end:
         return []
     text = f"skips {end['skip_share']:.0%} of theta's probability, mean entropy {end['mean_entropy']:.2f} nats a layer"
-    if end["skip_share"] > 0.5:
+    if end["skip_share"] > 0.5 and hasattr(STRATEGIES.get(figures["strategy"]), "skip_dropout"):
         text += "; collapsed to skips: try --strategy.skip_dropout 0.5"
     return [("theta at the end", text)]
 

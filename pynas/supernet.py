@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from cost_models.analytic import Macs
 from cost_models.base import CostModel
 from pynas.architecture import Architecture
 from pynas.choices import Choice, Gates, Slot
-from pynas.registry import FAMILIES, SearchSpace
+from pynas.registry import FAMILIES, SearchSpace, Vanishing
 
 
 class GatedSlot(nn.Module):
@@ -24,10 +24,10 @@ class GatedSlot(nn.Module):
         self.mixed = FAMILIES.get(slot.family).mixed(slot)
         self.gates: Gates | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | None:
         if self.gates is None:
             raise RuntimeError(f"Slot {self.slot.name!r} has no gates; call the Supernet, not the network inside it.")
-        out: Tensor = self.mixed(x, self.gates)
+        out: Tensor | None = self.mixed(x, self.gates)  # None from families whose options include that there is none
         return out
 
 
@@ -44,6 +44,8 @@ class CostTable:
         fixed: Cost of everything outside the slots.
         unit: Of all costs.
         sources: How many specs have which source ("measured", "fitted", "modelled", "analytic").
+        whole: Cost of the network that takes the given choices, where some options let more vanish than themselves, so
+            that sums are upper bounds; None where sums are exact.
     """
 
     slots: tuple[str, ...]
@@ -54,6 +56,7 @@ class CostTable:
     fixed: float
     unit: str
     sources: Mapping[str, int]
+    whole: Callable[[Mapping[str, tuple[str, ...]]], float] | None = None
 
     def by_choice(self) -> Tensor:
         """Cost of an option summed over the slots of its choice, float64, shape (choices, options)."""
@@ -66,7 +69,9 @@ class CostTable:
         return self.mask[first]
 
     def cost(self, architecture: Architecture) -> float:
-        """Predicted cost of a whole network: the fixed part plus the rows of what it chose."""
+        """Predicted cost of a whole network: the fixed part plus the rows of what it chose, less what vanishes."""
+        if self.whole is not None:
+            return self.whole(architecture.choices)
         total = self.fixed
         for slot, index in enumerate(self.choice_of):
             choice = self.choices[index]
@@ -99,7 +104,15 @@ def cost_table(space: SearchSpace, model: CostModel) -> CostTable:
         sources[source] = sources.get(source, 0) + 1
     order = {choice.name: index for index, choice in enumerate(choices)}
     choice_of = tuple(order[slot.choice.name] for slot in slots)
-    return CostTable(tuple(s.name for s in slots), choices, choice_of, values, mask, fixed, model.unit, sources)
+    names = tuple(slot.name for slot in slots)
+    return CostTable(names, choices, choice_of, values, mask, fixed, model.unit, sources, _whole(space, model))
+
+
+def _whole(space: SearchSpace, model: CostModel) -> Callable[[Mapping[str, tuple[str, ...]]], float] | None:
+    if not isinstance(space, Vanishing):
+        return None
+    specs = space.net_specs
+    return lambda choices: model.net_cost + sum(model.cost(spec) for spec in specs(choices))
 
 
 def mean_macs(space: SearchSpace, paths: int | None = None) -> float:
@@ -172,5 +185,7 @@ class Supernet(nn.Module):
             names = architecture.choices[module.slot.choice.name]
             chosen: dict[str, Tensor] = module.mixed.single_state(names)  # type: ignore[operator]
             state |= {f"{path}.{name}": tensor for name, tensor in chosen.items()}
+        if isinstance(self.space, Vanishing):
+            state = net.inherited(state)  # type: ignore[operator]
         net.load_state_dict(state)
         return net.train(self.training)

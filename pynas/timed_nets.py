@@ -14,7 +14,7 @@ import numpy as np
 from cost_models.rows import check_ms
 from cost_models.spec import OpSpec
 from pynas.architecture import Architecture
-from pynas.registry import FAMILIES, SearchSpace
+from pynas.registry import FAMILIES, SearchSpace, Vanishing
 
 COLUMNS = ("architecture", "latency_ms")
 BETWEEN = re.compile(r"[\s,;-]+")
@@ -30,7 +30,12 @@ class TimedNet:
 
 
 def net_specs(space: SearchSpace, architecture: Architecture) -> tuple[OpSpec, ...]:
-    """Ops of a network: those of its slots in order, skip ops included, then everything outside the slots."""
+    """Ops of a network: those of its slots in order, skip ops included, then everything outside the slots.
+
+    Without those that vanished, in a space where some can.
+    """
+    if isinstance(space, Vanishing):
+        return space.net_specs(architecture.choices)
     chosen = [
         FAMILIES.get(slot.family).spec(slot, name)
         for slot in space.slots()

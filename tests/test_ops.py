@@ -13,13 +13,16 @@ from torch import nn
 from cost_models import Macs, MemoryTraffic, OpSpec, Params, Roofline, TorchHost
 from pynas import FAMILIES, Choice, Gates, Slot, count, fuse
 from pynas.ops import MODULES, build
+from pynas.ops.cell import NONE
+from pynas.ops.cell import OPTIONS as CELL_OPTIONS
 from pynas.ops.layers import ACTIVATIONS
 from pynas.ops.mbconv import OPTIONS
 from pynas.ops.prepared import prepare
 from pynas.spaces import fbnet
 
 SHAPES = [(16, 16, 8, 1), (16, 24, 9, 2), (8, 16, 7, 1)]
-MBCONV = tuple(OPTIONS.names())
+MBCONV, CELL = OPTIONS.names(), CELL_OPTIONS.names()
+EDGES = [(16, 16, 8, 1), (16, 16, 8, 2), (8, 8, 7, 2)]
 
 
 def slot(
@@ -27,11 +30,21 @@ def slot(
     options: tuple[str, ...] = fbnet.OPTIONS,
     activation: str = "relu",
     squeeze: float = 0.0,
+    family: str = "mbconv",
+    **fields: bool,
 ) -> Slot:
-    return Slot("here", Choice("here", options), "mbconv", *shape, activation=activation, squeeze=squeeze)
+    return Slot("here", Choice("here", options), family, *shape, activation=activation, squeeze=squeeze, **fields)
 
 
-CASES = [(family, shape, name, {}) for family in FAMILIES for shape in SHAPES for name in MBCONV]
+CASES: list[tuple[str, tuple[int, int, int, int], str, dict[str, Any]]] = []
+CASES += [("mbconv", shape, name, {}) for shape in SHAPES for name in MBCONV]
+CASES += [("cell", shape, name, {}) for shape in EDGES for name in CELL if name != NONE]
+CASES += [
+    ("cell", shape, name, fields)
+    for shape in EDGES[:2]
+    for name in ("max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_5x5")
+    for fields in ({"affine": False, "pool_norm": True}, {"pool_norm": True})
+]
 CASES += [
     ("mbconv", shape, "k3_e3", {"squeeze": 0.5, "activation": activation})
     for shape in SHAPES
@@ -42,8 +55,9 @@ CASES += [
 def randomise(net: nn.Module) -> nn.Module:
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.3)
+            if module.affine:
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, std=0.3)
             nn.init.normal_(module.running_mean, std=0.3)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
     return net
@@ -51,13 +65,13 @@ def randomise(net: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize(("family", "shape", "name", "variant"), CASES)
 def test_option(family: str, shape: tuple[int, int, int, int], name: str, variant: dict[str, Any]) -> None:
-    here = slot(shape, **variant)
+    here = slot(shape, family=family, **variant)
     spec = FAMILIES.get(family).spec(here, name)
     op = randomise(FAMILIES.get(family).single(here, (name,)))
     x = torch.randn(2, here.in_channels, here.size, here.size, requires_grad=True)
     y = op(x)
     assert y.shape == (2, here.out_channels, here.out_size, here.out_size)
-    y.square().sum().backward()
+    (y * torch.randn_like(y)).sum().backward()
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
     for parameter_name, parameter in op.named_parameters():

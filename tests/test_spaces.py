@@ -23,6 +23,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "fairnas": {"input_size": 32, "classes": 5, "width": 0.25, "head_channels": 32},
     "fairnas_v1": {"input_size": 32, "classes": 5, "width": 0.25, "head_channels": 32},
     "macro": {"input_size": 16, "width": 0.25, "head_channels": 32},
+    "cell": {"input_size": 8, "cells": 4, "channels": 4, "nodes": 3},
 }
 
 

@@ -28,6 +28,10 @@ SHORT: dict[str, dict[str, Any]] = {
     "spos": {"epochs": 6, "batch_size": 48, "samples": 3},
     "ef": {"epochs": 6, "batch_size": 48, "samples": 3, "repeats": 2},
     "one_shot": {"epochs": 3, "batch_size": 48, "samples": 3},
+    "snas": {"epochs": 3, "batch_size": 48, "samples": 3, "weight_lr": 0.1, "drop_path": 0.0},
+    "darts": {"epochs": 3, "batch_size": 48, "samples": 3, "weight_lr": 0.1, "order": "first"},
+    "enas": {"epochs": 6, "batch_size": 48, "samples": 3, "controller_steps": 2, "controller_samples": 2},
+    "uniform": {"epochs": 3, "batch_size": 48, "samples": 3, "weight_lr": 0.1},
     "random": {"epochs": 4, "candidates": 2, "batch_size": 48, "lr": 0.05},
 }
 SPACE = {"input_size": 8, "stages": [[8, 1, 1], [16, 2, 2]], "head_channels": 32}

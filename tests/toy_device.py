@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cost_models import LatencyTable, OpSpec, Provenance, Row
@@ -85,6 +86,21 @@ class Reference(nn.Module):
             self.last = self.conv(hidden, spec.out_channels, groups=spec.groups)
             middle = spec.squeeze
             self.excite = nn.Sequential(nn.Linear(hidden, middle), nn.Linear(middle, hidden)) if middle else None
+        elif spec.kind == "sep_conv":
+            self.only = nn.Sequential(
+                self.separable(spec, spec.in_channels, spec.stride), self.separable(spec, spec.out_channels, 1)
+            )
+        elif spec.kind == "dil_conv":
+            self.only = self.separable(spec, spec.out_channels, spec.stride)
+        elif spec.kind == "reduce":
+            channels = spec.in_channels, spec.out_channels // 2
+            self.halves = nn.ModuleList(nn.Conv2d(*channels, 1, spec.stride, bias=False) for _ in range(2))
+            self.only = nn.BatchNorm2d(spec.out_channels, affine=bool(spec.affine))
+        elif spec.kind.endswith("_bn"):
+            self.only = nn.BatchNorm2d(spec.out_channels, affine=bool(spec.affine))
+        elif spec.kind == "relu_conv":
+            self.only = self.conv(spec.in_channels, spec.out_channels, spec.kernel, spec.stride)
+            self.only[1] = nn.BatchNorm2d(spec.out_channels, affine=bool(spec.affine))
         elif spec.kind == "conv":
             self.only = self.conv(
                 spec.in_channels, spec.out_channels, spec.kernel, spec.stride, spec.groups, spec.dilation
@@ -99,9 +115,25 @@ class Reference(nn.Module):
             nn.Conv2d(cin, cout, kernel, stride, padding, dilation, groups, bias=False), nn.BatchNorm2d(cout)
         )
 
+    @staticmethod
+    def separable(spec: OpSpec, channels: int, stride: int) -> nn.Module:
+        cin, padding = spec.in_channels, spec.kernel // 2 * spec.dilation
+        return nn.Sequential(
+            nn.Conv2d(cin, cin, spec.kernel, stride, padding, spec.dilation, groups=cin, bias=False),
+            nn.Conv2d(cin, channels, 1, bias=False),
+            nn.BatchNorm2d(channels, affine=bool(spec.affine)),
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         if self.spec.kind == "pool":
             return x.mean((2, 3), keepdim=True)
+        if self.spec.kind == "none":
+            return 0 * x[:, :, :: self.spec.stride, :: self.spec.stride]
+        if self.spec.kind == "reduce":
+            return self.only(torch.cat([half(x) for half in self.halves], 1))
+        if "_pool" in self.spec.kind:
+            y = nn.functional.max_pool2d(x, self.spec.kernel, self.spec.stride, self.spec.kernel // 2)
+            return self.only(y) if self.spec.kind.endswith("_bn") else y
         if self.first is not None:
             y: Tensor = self.depthwise(self.first(x))
             y = self.last(y if self.excite is None else y * self.excite(y.mean((2, 3)))[..., None, None])

@@ -8,9 +8,9 @@ in `FAMILIES`, and its import line below. An op of a new kind also needs its ent
 made of, so that it can be counted) and its module, registered in `MODULES`.
 """
 
-from pynas.ops import mbconv
+from pynas.ops import cell, mbconv
 from pynas.ops.layers import MODULES, ConvBN, GlobalPool, build
 from pynas.ops.mixed import Mixed
 from pynas.registry import FAMILIES
 
-__all__ = ["FAMILIES", "MODULES", "ConvBN", "GlobalPool", "Mixed", "build", "mbconv"]
+__all__ = ["FAMILIES", "MODULES", "ConvBN", "GlobalPool", "Mixed", "build", "cell", "mbconv"]

@@ -24,8 +24,8 @@ class Mixed(nn.Module):
         super().__init__()
         self.options = nn.ModuleDict(options)
 
-    def forward(self, x: Tensor, gates: Gates) -> Tensor:
-        """(B, C, S, S) and gates -> (B, C', S', S')."""
+    def forward(self, x: Tensor, gates: Gates) -> Tensor | None:
+        """(B, C, S, S) and gates -> (B, C', S', S'); None from a family with an option that there is nothing."""
         if gates.single:
             return self.alone(x, gates)
         return self.add(None, x, gates, gates.run)

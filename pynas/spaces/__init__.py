@@ -14,10 +14,11 @@ Named so far:
   core in a minute.
 - `fairnas`: FairNAS's; 224 pixels, 19 layers, 6^19 networks.
 - `fairnas_v1`: the same with 16 layers, after the first version of its paper.
+- `cell`: DARTS's and SNAS's; 32 pixels, two cells of 14 edges with 8 operations each, stacked to a network.
 - `macro`: NAS-Bench-Macro's; 32 pixels, 8 layers, 3^8 networks, whose accuracies are known.
 """
 
 from pynas.registry import SPACES
-from pynas.spaces import fairnas, fbnet
+from pynas.spaces import cell, fairnas, fbnet
 
-__all__ = ["SPACES", "fairnas", "fbnet"]
+__all__ = ["SPACES", "cell", "fairnas", "fbnet"]

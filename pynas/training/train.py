@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from cost_models.names import unknown
 from pynas.fields import check_fields
+from pynas.ops.cell import set_drop_path
 from pynas.training.feed import Feed
 from pynas.training.loop import Progress
 from pynas.training.optim import Amp, autocast, cosine, fast_layout, set_lr
@@ -35,7 +36,8 @@ class Recipe:
     FBNet's paper trains for 360 epochs at batch 256 with steps at 90, 180 and 270 (from memory, unverified); a cosine
     and fewer epochs are what small data sets want. Presets: "fairnas" is the schedule that FairNAS's paper gives for
     its supernet (that A, B and C were trained by it alone is unverified); "nas_bench_macro" is how the networks of
-    NAS-Bench-Macro's table were trained, but for keeping the best epoch on the test images, which we do not do.
+    NAS-Bench-Macro's table were trained, but for keeping the best epoch on the test images, which we do not do; "darts"
+    is how DARTS and SNAS train their final networks for CIFAR-10, from their released code.
 
     Args:
         epochs: Passes over the training images.
@@ -46,6 +48,10 @@ class Recipe:
         nesterov: Whether it is Nesterov's.
         weight_decay: Of SGD.
         decay: On "weights" of convolutions and classifier alone, or on "all" parameters, batch norm and biases too.
+        auxiliary: Weight of the loss of the auxiliary head, in networks that have one.
+        drop_path: Probability at the end of a linear rise that an edge is left out for an image, in networks of cells.
+        cutout: Side of a square, in pixels, that is blanked at a random place of every image, as far as it lies in it
+            (DeVries and Taylor, arXiv 1708.04552); 0 for none.
         label_smoothing: Of the cross-entropy.
         ema_decay: Of the moving average of the weights, which is what is kept; 0 for none.
         clip: Largest norm of the gradient; 0 for none.
@@ -62,11 +68,25 @@ class Recipe:
     clip: float = 5.0
     nesterov: bool = True
     decay: Literal["weights", "all"] = "weights"
+    auxiliary: float = 0.0
+    drop_path: float = 0.0
+    cutout: int = 0
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "quick": {},
         "fairnas": {"epochs": 150, "batch_size": 256, "lr": 0.045, "weight_decay": 4e-5, **_PLAIN},
         "nas_bench_macro": {"epochs": 50, "batch_size": 256, "lr": 0.1, "weight_decay": 5e-4, **_PLAIN},
+        "darts": {
+            "epochs": 600,
+            "batch_size": 96,
+            "lr": 0.025,
+            "weight_decay": 3e-4,
+            **_PLAIN,
+            "clip": 5.0,
+            "auxiliary": 0.4,
+            "drop_path": 0.2,
+            "cutout": 16,
+        },
     }
 
     @staticmethod
@@ -83,10 +103,10 @@ class Recipe:
                 f"Training needs epochs >= 1, batch_size >= 2 and lr > 0, not {self.epochs}, {self.batch_size} and "
                 f"{self.lr}."
             )
-        for name in ("momentum", "label_smoothing", "ema_decay"):
+        for name in ("momentum", "label_smoothing", "ema_decay", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} of the recipe must lie in [0, 1), not {getattr(self, name)}.")
-        for name in ("warmup_epochs", "weight_decay", "clip"):
+        for name in ("warmup_epochs", "weight_decay", "clip", "auxiliary", "cutout"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} of the recipe must not be negative, but is {getattr(self, name)}.")
 
@@ -107,6 +127,17 @@ def moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
                 kept.copy_(new)
 
     return update
+
+
+def cut_out(images: Tensor, side: int) -> Tensor:
+    """Blanks a square of each image, (B, C, S, S), around a random pixel, by torch's generator. None if side is 0."""
+    if not side:
+        return images
+    size = images.shape[-1]
+    first = torch.randint(size, (len(images), 2)) - side // 2
+    places = torch.arange(size)
+    inside = (places >= first[..., None]) & (places < first[..., None] + side)  # (B, 2, S)
+    return images.masked_fill((inside[:, 0, :, None] & inside[:, 1, None, :])[:, None], 0.0)
 
 
 class Training:
@@ -143,10 +174,10 @@ class Training:
         lr = cosine(self.recipe.lr, done, total, round(self.recipe.warmup_epochs * per_epoch))
         set_lr(self.optimizer, lr)
         x, y = feed.weights()
+        set_drop_path(self.net, self.recipe.drop_path * done / total)
         self.net.train()
         with autocast(self.amp):
-            logits = self.net(fast_layout(x))
-            loss = functional.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
+            logits, loss = self._forward(fast_layout(cut_out(x, self.recipe.cutout)), y)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.recipe.clip:
@@ -156,6 +187,18 @@ class Training:
             self.average.update_parameters(self.net)
         right = float((logits.detach().argmax(1) == y).float().mean())
         return {"loss": float(loss.detach()), "train_accuracy": right, "lr": lr}
+
+    def _forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and loss, that of an auxiliary head included."""
+        smoothing, side = self.recipe.label_smoothing, None
+        if self.recipe.auxiliary and hasattr(self.net, "with_auxiliary"):
+            logits, side = self.net.with_auxiliary(x)  # type: ignore[operator]
+        else:
+            logits = self.net(x)
+        loss = functional.cross_entropy(logits, y, label_smoothing=smoothing)
+        if side is not None:
+            loss = loss + self.recipe.auxiliary * functional.cross_entropy(side, y, label_smoothing=smoothing)
+        return logits, loss
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
         return {}
