@@ -192,7 +192,8 @@ def _(
     x: Tensor, gates: Tensor | None, tensors: list[Tensor], layer: list[int], options: list[int], *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     images, channels, height, width = plain.out_shape(x, layer)
-    norms, shape = plain.norms_of(options), (0,)
+    norms = plain.norms_of(options)
+    shape: tuple[int, ...] = (0,)
     if KERNELS is not None and _takes(x, layer):
         lanes = KERNELS.edge_lanes()[x.dtype == torch.float64]
         shape = norms, images * height * width * (-(-channels // lanes) * lanes)
@@ -227,9 +228,7 @@ def edge_backward_op(
     )
 
 
-def _reference_grads(
-    x: Tensor, gates: Tensor | None, tensors: tuple[Tensor, ...], call: _Call, grad: Tensor
-) -> _Grads:
+def _reference_grads(x: Tensor, gates: Tensor | None, tensors: tuple[Tensor, ...], call: _Call, grad: Tensor) -> _Grads:
     """Gradients of the reference."""
 
     def y(x: Tensor, *rest: Tensor) -> Tensor:
@@ -294,9 +293,9 @@ def update_edge_norms(statistics: Tensor, buffers: Sequence[Tensor], momentum: f
         momentum: Share of the new statistics.
         positions: Values of a channel, at least 2.
     """
-    if KERNELS is not None and not torch.compiler.is_compiling():
-        if KERNELS.edge_update(statistics, tuple(buffers), momentum, positions):
-            return
+    native = KERNELS is not None and not torch.compiler.is_compiling()
+    if native and KERNELS.edge_update(statistics, tuple(buffers), momentum, positions):
+        return
     with torch.no_grad():
         rows = statistics.view(len(buffers) // 3, 2, -1)
         for (mean, variance), at in zip(rows, range(0, len(buffers), 3), strict=True):

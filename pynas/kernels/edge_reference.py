@@ -105,7 +105,7 @@ def check(
     _check_options(options)
     highest = max(identity, *options[4::NUMBERS])
     if gates is not None and (gates.dim() != 1 or highest >= len(gates)):
-        raise ValueError(f"gates must have shape (options,) with more than {highest} of them, not {tuple(gates.shape)}.")
+        raise ValueError(f"gates must have shape (options,), more than {highest} of them, not {tuple(gates.shape)}.")
     if gates is not None and (gates.dtype != x.dtype or gates.device != x.device):
         raise ValueError(f"gates are {gates.dtype} on {gates.device}, x is {x.dtype} on {x.device}; one is needed.")
     _check_tensors(x, tensors, layer, options)

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynas.kernels import mbconv_reference as plain
 from pynas.kernels import formats, graph, once
-from pynas.kernels.formats import is_channels_last
+from pynas.kernels import mbconv_reference as plain
 from pynas.kernels.graph import WANTS_GATES, WANTS_WEIGHTS, WANTS_X
 from pynas.kernels.kernel import Kernel
 from pynas.kernels.mbconv_reference import NUMBERS, TENSORS, mbconv_reference
@@ -134,7 +133,7 @@ class _Blocks(torch.autograd.Function):
         ctx.save_for_backward(x, gates, *saved, *tensors)
         ctx.mark_non_differentiable(saved[-1])
         ctx.set_materialize_grads(False)
-        return formats.first(y, plain.is_channelsformats.last(x)), saved[-1]
+        return formats.first(y, formats.is_channels_last(x)), saved[-1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
@@ -147,7 +146,7 @@ class _Blocks(torch.autograd.Function):
         wanted = graph.wanted(ctx.next_functions, gates is not None)
         x_grad, gates_grad, grads = _backward(x, gates, tensors, ctx.call, saved, grad, wanted)
         if x_grad is not None:
-            x_grad = formats.first(x_grad, plain.is_channelsformats.last(x))
+            x_grad = formats.first(x_grad, formats.is_channels_last(x))
         if gates_grad is not None and gates is not None:
             gates_grad = gates_grad.view(gates.shape)
         found = _of_trained(grads, ctx.call[1]) if grads else (None,) * (count - 5)
@@ -180,7 +179,7 @@ def mbconv_function(
     if torch.is_grad_enabled():
         result: tuple[Tensor, Tensor] = _Blocks.apply(call, tensors, done, x, gates, *_of_trained(tensors, options))
         return result
-    return formats.first(done[0], plain.is_channelsformats.last(x)), done[-1]
+    return formats.first(done[0], formats.is_channels_last(x)), done[-1]
 
 
 # The operator, which also returns what backward needs: mean and covariance of x, and products.
@@ -221,14 +220,14 @@ def mbconv_op(
         y, statistics = mbconv_reference(x, gates, tensors, *call)
         return y, statistics, x.new_empty(0), x.new_empty(0), x.new_empty(0)
     y, mean, covariance, products, statistics = done
-    return formats.first(y, plain.is_channelsformats.last(x)), statistics, mean, covariance, products
+    return formats.first(y, formats.is_channels_last(x)), statistics, mean, covariance, products
 
 
 @mbconv_op.register_fake
 def _(
     x: Tensor, gates: Tensor | None, tensors: list[Tensor], layer: list[int], options: list[int], *rest: Any
 ) -> _OpResult:
-    y = _empty(x, plain.out_shape(x, layer), plain.is_channelsformats.last(x))
+    y = formats.empty_like(x, plain.out_shape(x, layer))
     mean, covariance, products = (x.new_empty(shape) for shape in _saved_shapes(x, layer, options))
     return y, x.new_empty(plain.statistics_size(layer, options)), mean, covariance, products
 
@@ -250,7 +249,7 @@ def mbconv_backward_op(
     call, parts = (tuple(layer), tuple(options), identity, eps), tuple(tensors)
     if saved[0].numel():
         x_grad, gates_grad, grads = _backward(x, gates, parts, call, tuple(saved), grad, wanted)
-        x_grad = None if x_grad is None else formats.first(x_grad, plain.is_channelsformats.last(x))
+        x_grad = None if x_grad is None else formats.first(x_grad, formats.is_channels_last(x))
         gates_grad = gates_grad.view_as(gates) if gates_grad is not None and gates is not None else None
     else:
         x_grad, gates_grad, grads = _reference_grads(x, gates, parts, call, grad)
@@ -293,7 +292,7 @@ def _(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     trained = _of_trained(tensors, options) if wanted & WANTS_WEIGHTS else ()
     return (
-        _empty(x, x.shape, plain.is_channelsformats.last(x)) if wanted & WANTS_X else x.new_empty(0),
+        formats.empty_like(x, x.shape) if wanted & WANTS_X else x.new_empty(0),
         x.new_empty(gates.shape) if gates is not None and wanted & WANTS_GATES else x.new_empty(0),
         [part.new_empty(part.shape) for part in trained],
     )

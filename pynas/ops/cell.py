@@ -12,8 +12,10 @@ from torch.nn import functional
 
 from cost_models.spec import OpSpec
 from pynas.choices import Gates, Slot
+from pynas.ops.fused_edge import EdgeOptions, would_run
 from pynas.ops.layers import MODULES, build
 from pynas.ops.mixed import Mixed
+from pynas.ops.watch import Wiring
 from pynas.registry import FAMILIES, Registry
 
 NONE = "none"  # the option of an edge that is not there
@@ -168,11 +170,15 @@ def set_drop_path(net: nn.Module, probability: float) -> None:
 
 
 class MixedEdge(Mixed):
-    """All options of an edge. `none` adds nothing and is not computed; where it runs alone, there is no edge."""
+    """All options of an edge; convolutions, pools and identity run in one call of a kernel where that does the same.
+
+    `none` adds nothing and is not computed; where it runs alone, there is no edge.
+    """
 
     def __init__(self, options: dict[str, nn.Module]) -> None:
         super().__init__(options)
         self._none = tuple(options).index(NONE) if NONE in options else -1
+        self._wiring = Wiring()
 
     def forward(self, x: Tensor, gates: Gates) -> Tensor | None:
         """(B, C, S, S) and gates -> (B, C, S', S'), or None."""
@@ -180,7 +186,18 @@ class MixedEdge(Mixed):
             return None
         if gates.single:
             return self.alone(x, gates)
-        return self.add(None, x, gates, tuple(index for index in gates.run if index != self._none))
+        y, run = None, tuple(index for index in gates.run if index != self._none)
+        if self.training and would_run() and not torch.compiler.is_compiling():
+            key = id(self), run, gates.train
+            wired: EdgeOptions | None = self._wiring.get(key)
+            if wired is None or not wired.unchanged():
+                wired = self._wiring[key] = EdgeOptions(
+                    list(self.options.values()), [index for index in run if index in gates.train], [self, self.options]
+                )
+            y = wired(x, gates.values) if wired.sound else None
+            if y is not None:
+                run = tuple(index for index in run if index in wired.others or index not in gates.train)
+        return self.add(y, x, gates, run) if run or y is None else y
 
 
 class CellFamily:

@@ -4,50 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
-from operator import getitem, is_
+from operator import getitem
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.nn.modules import module as torch_module
 
 from pynas.fuse import fold_conv_bn
 from pynas.kernels import setting
+from pynas.kernels.formats import is_channels_last
 from pynas.kernels.mbconv import mixed_mbconv
 from pynas.kernels.mbconv_infer import inference_function
-from pynas.kernels.formats import is_channels_last
 from pynas.kernels.mbconv_reference import ACTIVATIONS, KERNELS_ALLOWED
 from pynas.kernels.mbconv_update import update_norms
 from pynas.kernels.native import KERNELS
 from pynas.kernels.rule import runs_fused, worth
 from pynas.ops.layers import ACTIVATIONS as ACTIVATION_MODULES
 from pynas.ops.layers import ConvBN
+from pynas.ops.watch import BUFFERS, HOOKS, ORDINARY, Shapes, Watch, common, ordinary, own
 
 _CODES: dict[type[nn.Module], int] = {ACTIVATION_MODULES[name]: code for code, name in enumerate(ACTIVATIONS) if code}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_HOOKS = [getattr(torch_module, f"_global{name}", {}) for name in _HOOKS]
-_ORDINARY = {Tensor, nn.Parameter}
 _WEIGHTS = (("conv", "weight"), ("bn", "weight"), ("bn", "bias"))
 INFERENCE_POSITIONS = 2048  # of a batch: fewer are done before the weights are packed
 # What modules keep as attributes and the kernel has been told once.
 _FACTS = ("stride", "padding", "dilation", "groups", "padding_mode", "residual", "inplace", "min_val", "max_val")
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def _parts(block: Any) -> tuple[Any, Any, Any]:
     return block.expand, block.depthwise, block.project
 
 
-def _own(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling the module does what its class says: no subclass, no other `forward` on the object."""
-    return type(module) is kind and "forward" not in module.__dict__
-
-
 def _conv(conv: Any, kernel: int, stride: int, groups: int) -> bool:
     return (
-        _own(conv, nn.Conv2d)
+        own(conv, nn.Conv2d)
         and (conv.kernel_size, conv.stride, conv.groups) == ((kernel, kernel), (stride, stride), groups)
         and (conv.padding, conv.dilation) == ((kernel // 2, kernel // 2), (1, 1))
         and (conv.bias, conv.padding_mode) == (None, "zeros")
@@ -60,7 +49,7 @@ def _activation(part: nn.Module) -> int:
     if names == ["conv", "bn"]:
         return 0
     activation: Any = part._modules.get("activation")
-    if names != ["conv", "bn", "activation"] or not _own(activation, type(activation)):
+    if names != ["conv", "bn", "activation"] or not own(activation, type(activation)):
         return -1
     return _CODES.get(type(activation), -1)
 
@@ -76,7 +65,7 @@ def facts(block: Any) -> tuple[tuple[int, int, int, int], tuple[int, int, int]] 
     None where it is not made of the very modules that the kernel stands for.
     """
     parts, shuffle = _parts(block), block.shuffle
-    if block.squeeze is not None or not all(_own(part, ConvBN) and _own(part.bn, nn.BatchNorm2d) for part in parts):
+    if block.squeeze is not None or not all(own(part, ConvBN) and own(part.bn, nn.BatchNorm2d) for part in parts):
         return None
     first, middle, last = (part.conv for part in parts)
     codes = [_activation(part) for part in parts]
@@ -91,21 +80,6 @@ def facts(block: Any) -> tuple[tuple[int, int, int, int], tuple[int, int, int]] 
     if not alike or not shuffled or block.residual != residual:
         return None
     return (first.in_channels, last.out_channels, stride, codes[0]), (kernel, hidden, groups)
-
-
-def _ordinary(x: Tensor, gates: Tensor | None) -> bool:
-    """Whether nobody watches single operations, and the kernel takes such tensors."""
-    if type(x) not in _ORDINARY or x.dim() != 4 or x.dtype not in (torch.float32, torch.float64):
-        return False
-    if gates is not None and (gates.dtype != x.dtype or gates.device != x.device):
-        return False
-    return not (
-        torch.is_autocast_enabled("cpu")
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
-        or forward_ad._current_level >= 0
-    )
 
 
 @dataclass(frozen=True)
@@ -162,62 +136,29 @@ class Blocks:
         numbers = division.numbers()
         self.division, self.sound = division, numbers is not None
         modules = [module for block in division.blocks for module in block.modules()]
-        self._children = [module._modules for module in (*modules, *around) if module._modules]
-        self._now = [child for children in self._children for child in children.values()]
-        quiet = [module for module in modules if not (called and module in division.blocks)]
-        if division.identity >= 0:
-            quiet += [child for module in around for child in module.children() if type(child) is nn.Identity]
-        self._facts = [(module.__dict__, name) for module in modules for name in _FACTS if name in module.__dict__] + [
-            (part.conv._parameters, "bias") for part in division.parts() if numbers is not None
-        ]
-        self._seen = [holder[name] for holder, name in self._facts]
-        self._all = [*modules, *quiet]
-        self._kinds = [type(module) for module in self._all]
-        self._checked: tuple[Any, ...] = ()
-        self._hooks: list[Any] = [module.__dict__[name] for module in quiet for name in _HOOKS] + _GLOBAL_HOOKS
+        silent = [child for module in around for child in module.children() if type(child) is nn.Identity]
+        self._watch = Watch(
+            modules, division.blocks if called else (), around, silent if division.identity >= 0 else (), _FACTS
+        )
+        self.unchanged = self._watch.unchanged
         if numbers is None:
             return
         (self._in, out, stride, code), self._options = numbers
         self._layer, self._worth = (stride, out, code), _worth(self._in, self._options)
+        self._shapes = Shapes(_shapes(self._in, out, self._options))
         parts = division.parts()
         self._weights = [getattr(part, name)._parameters for part in parts for name, _ in _WEIGHTS]
         self._weight_keys = [key for _ in parts for _, key in _WEIGHTS]
-        self._buffers = [part.bn._buffers for part in parts for _ in _BUFFERS]
-        self._buffer_keys = [key for _ in parts for key in _BUFFERS]
+        self._buffers = [part.bn._buffers for part in parts for _ in BUFFERS]
+        self._buffer_keys = [key for _ in parts for key in BUFFERS]
         self._norms = [part.bn.__dict__ for part in parts]
-
-    def unchanged(self) -> bool:
-        """Whether all modules are those that were there, and are as they were."""
-        return (
-            list(chain.from_iterable(map(dict.values, self._children))) == self._now
-            and list(map(type, self._all)) == self._kinds
-            and all(
-                holder.get(name, self) is seen for (holder, name), seen in zip(self._facts, self._seen, strict=True)
-            )
-            and not any("forward" in module.__dict__ for module in self._all)
-        )
-
-    def _fit(self, tensors: tuple[Any, ...]) -> bool:
-        """Whether weights have the shapes that their modules tell; parts that were cut out have not."""
-        if len(tensors) == len(self._checked) and all(map(is_, tensors, self._checked)):
-            return True
-        _, out, _ = self._layer
-        shapes: list[tuple[int, ...]] = []
-        for kernel, hidden, groups in zip(*(self._options[i::5] for i in range(3)), strict=True):
-            shapes += [(hidden, self._in // groups, 1, 1), (hidden,), (hidden,)]
-            shapes += [(hidden, 1, kernel, kernel), (hidden,), (hidden,)]
-            shapes += [(out, hidden // groups, 1, 1), (out,), (out,)]
-        if any(tensor is None or tensor.shape != shape for tensor, shape in zip(tensors, shapes, strict=True)):
-            return False
-        self._checked = tensors
-        return True
 
     def __call__(self, x: Tensor, gates: Tensor | None) -> Tensor | None:
         """The gated sum in training mode, running statistics updated; None where the modules must do it."""
-        if not _ordinary(x, gates) or any(self._hooks):
+        if not ordinary(x, gates) or self._watch.hooked():
             return None
         images, channels, height, width = x.shape
-        stride, eps, momentum = self._layer[0], *_common(self._norms)
+        stride, eps, momentum = self._layer[0], *common(self._norms)
         out_positions = images * -(-height // stride) * -(-width // stride)
         if momentum is None or eps is None or channels != self._in or out_positions < 2:
             return None
@@ -228,9 +169,9 @@ class Blocks:
             buffers = tuple(map(getitem, self._buffers, self._buffer_keys))
         except KeyError:  # parametrised: computed from other parameters
             return None
-        if not {*map(type, tensors), *map(type, buffers)} <= _ORDINARY:
+        if not {*map(type, tensors), *map(type, buffers)} <= ORDINARY:
             return None
-        if not self._fit(tensors) or tensors[0].dtype is not x.dtype:
+        if not self._shapes.fit(tensors) or tensors[0].dtype is not x.dtype:
             return None
         y, statistics = mixed_mbconv(x, gates, tensors, self._layer, self._options, self.division.identity, eps)
         update_norms(self._layer, self._options, statistics, buffers, momentum, images * height * width, out_positions)
@@ -241,7 +182,7 @@ class Blocks:
 
         Weights are folded and packed at every call, so that none is ever stale; small inputs are not worth that.
         """
-        if not _ordinary(x, None) or any(self._hooks) or setting.current() == "reference":
+        if not ordinary(x, None) or self._watch.hooked() or setting.current() == "reference":
             return None
         images, channels, height, width = x.shape
         if channels != self._in:
@@ -252,7 +193,7 @@ class Blocks:
         if any(part.bn.training or part.bn.running_mean is None or part.bn.running_var is None for part in parts):
             return None
         weights = tuple(holder.get(key) for holder, key in zip(self._weights, self._weight_keys, strict=True))
-        if not self._fit(weights) or any(weight.dtype is not x.dtype for weight in weights):
+        if not self._shapes.fit(weights) or any(weight.dtype is not x.dtype for weight in weights):
             return None
         first, middle, final = (fold_conv_bn(part.conv.weight, part.conv.bias, part.bn) for part in parts)
         stride, _, code = self._layer
@@ -264,29 +205,19 @@ class Blocks:
         return y if is_channels_last(x) else y.contiguous()
 
 
+def _shapes(channels: int, out: int, options: Sequence[int]) -> list[tuple[int, ...]]:
+    """Of all weights."""
+    shapes: list[tuple[int, ...]] = []
+    for kernel, hidden, groups in zip(*(options[i::5] for i in range(3)), strict=True):
+        shapes += [(hidden, channels // groups, 1, 1), (hidden,), (hidden,)]
+        shapes += [(hidden, 1, kernel, kernel), (hidden,), (hidden,)]
+        shapes += [(out, hidden // groups, 1, 1), (out,), (out,)]
+    return shapes
+
+
 def _worth(in_channels: int, options: Sequence[int]) -> int:
     """Of all options together, for `runs_fused`."""
     return sum(worth(in_channels, kernel, hidden) for kernel, hidden in zip(options[::5], options[1::5], strict=True))
-
-
-def _common(norms: Sequence[dict[str, Any]]) -> tuple[float | None, float | None]:
-    """eps and momentum of all norms; None where they differ, or a norm is in eval mode or averages otherwise."""
-    first = norms[0]
-    eps, momentum = first["eps"], first["momentum"]
-    for norm in norms:
-        if not norm["training"] or norm["eps"] != eps or norm["momentum"] != momentum:
-            return None, None
-    return eps, momentum
-
-
-class Wiring(dict[Any, Any]):
-    """What has been worked out about a module and its children; a copy of the module begins with nothing."""
-
-    def __deepcopy__(self, memo: object) -> Wiring:
-        return Wiring()
-
-    def __reduce__(self) -> tuple[type[Wiring], tuple[()]]:
-        return Wiring, ()
 
 
 def traced(division: Division, x: Tensor, gates: Tensor | None) -> Tensor | None:
@@ -315,4 +246,4 @@ def traced(division: Division, x: Tensor, gates: Tensor | None) -> Tensor | None
 
 
 def _hooked(block: nn.Module) -> bool:
-    return any(getattr(module, name) for module in block.modules() for name in _HOOKS)
+    return any(getattr(module, name) for module in block.modules() for name in HOOKS)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from cost_models.spec import OpSpec
 from pynas.choices import Gates, Slot
 from pynas.kernels.rule import worth, would_run
-from pynas.ops.fused import Blocks, Division, Wiring, takes, traced
+from pynas.ops.fused import Blocks, Division, takes, traced
 from pynas.ops.layers import ACTIVATIONS, MODULES, ConvBN, build
 from pynas.ops.mixed import Mixed
+from pynas.ops.watch import Wiring
 from pynas.registry import FAMILIES, Registry
 
 
