@@ -98,6 +98,50 @@ class Layers:
         return weights if self.step == "weights" else thetas
 
 
+@dataclass(frozen=True)
+class Cells:
+    """DARTS's and SNAS's supernet of 8 cells and 16 channels: all options of all edges.
+
+    A SNAS step descends weights and theta by one gradient; a DARTS step takes theta's on one batch and then the
+    weights' on another.
+    """
+
+    options: dict[str, Any]
+    step: str
+
+    def make(self, variant: str) -> Callable[[int], None]:
+        torch.manual_seed(0)
+        net = in_layout(Supernet(make_space("cell", self.options)), variant).train()
+        choices = {slot.choice.name: len(slot.choice.options) for slot in net.slots}
+        theta = {name: torch.zeros(count, requires_grad=True) for name, count in choices.items()}
+        rows, optimizer = list(theta.values()), sgd(net)
+
+        def loss(batch: int, frozen: bool) -> Tensor:
+            x, y = batch_of(batch, net.space.input_size, variant)
+            values = {name: (row.detach() if frozen else row).softmax(0) for name, row in theta.items()}
+            run = {name: tuple(range(count)) for name, count in choices.items()}
+            names = {slot.name: slot.choice.name for slot in net.slots}
+            gates = {slot: Gates(values[name], run[name], run[name]) for slot, name in names.items()}
+            return functional.cross_entropy(net(x, gates), y)
+
+        def snas(batch: int) -> None:
+            for row in rows:
+                row.grad = None
+            optimizer.zero_grad(set_to_none=True)
+            loss(batch, frozen=False).backward()
+            optimizer.step()
+
+        def darts(batch: int) -> None:
+            for row in rows:
+                row.grad = None
+            loss(batch, frozen=False).backward(inputs=rows)
+            optimizer.zero_grad(set_to_none=True)
+            loss(batch, frozen=True).backward()
+            optimizer.step()
+
+        return snas if self.step == "snas" else darts
+
+
 # FairNAS-A (arXiv 1907.01845): of a stage channels and stride of the first layer; of each layer expansion and kernel.
 FAIRNAS_A = (
     (32, 2, ((3, 7), (3, 3))),
@@ -162,18 +206,26 @@ def batch_of(batch: int, size: int, variant: str) -> tuple[Tensor, Tensor]:
 
 _SPACE32: dict[str, Any] = TINY if SHORT else {}
 _STRIDES: dict[str, Any] = {"input_size": 32, "classes": 10, **(TINY if SHORT else {})}
-CASES: dict[str, tuple[Layers | Path19, int]] = {
+Case = Layers | Cells | Path19
+CASES: dict[str, tuple[Case, int]] = {
     f"{name} {step} {batch}": (Layers(space, options, step), batch)
     for name, space, options in (("fbnet32", "fbnet32", _SPACE32), ("fbnet-at-32px", "fbnet", _STRIDES))
     for batch in ((2,) if SHORT else (16, 64))
     for step in ("weights", "theta")
 }
+_CELLS: dict[str, Any] = {"cells": 3, "channels": 4, "input_size": 8} if SHORT else {}
+for _step in ("snas", "darts"):
+    CASES[f"cells {_step}"] = (Cells(_CELLS, _step), 2 if SHORT else 16)
 CASES["fairnas-path 224px"] = (Path19(32 if SHORT else 224), 2 if SHORT else 8)
 CASES["fairnas-path 32px"] = (Path19(32), 2 if SHORT else 64)
-IN_MEMORY = [name for name, (case, batch) in CASES.items() if isinstance(case, Layers) and batch != 16]
+IN_MEMORY = [name for name, (case, batch) in CASES.items() if not isinstance(case, Path19) and (isinstance(case, Cells) or batch != 16)]
+    name
+    for name, (case, batch) in CASES.items()
+    if isinstance(case, Cells) or (isinstance(case, Layers) and batch != 16)
+]
 
 
-def timed(case: Layers | Path19, batch: int) -> dict[str, list[float]]:
+def timed(case: Case, batch: int) -> dict[str, list[float]]:
     """CPU seconds of each variant, round by round."""
     steps = {variant: case.make(variant) for variant in VARIANTS}
     times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
