@@ -218,7 +218,7 @@ for _step in ("snas", "darts"):
     CASES[f"cells {_step}"] = (Cells(_CELLS, _step), 2 if SHORT else 16)
 CASES["fairnas-path 224px"] = (Path19(32 if SHORT else 224), 2 if SHORT else 8)
 CASES["fairnas-path 32px"] = (Path19(32), 2 if SHORT else 64)
-IN_MEMORY = [name for name, (case, batch) in CASES.items() if not isinstance(case, Path19) and (isinstance(case, Cells) or batch != 16)]
+IN_MEMORY = [
     name
     for name, (case, batch) in CASES.items()
     if isinstance(case, Cells) or (isinstance(case, Layers) and batch != 16)

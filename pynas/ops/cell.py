@@ -55,6 +55,9 @@ OPTIONS.add("dil_conv_3x3", partial(_separable, kind="dil_conv", kernel=3, dilat
 OPTIONS.add("dil_conv_5x5", partial(_separable, kind="dil_conv", kernel=5, dilation=2))
 
 
+SEPARABLE = ("sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
+
+
 @MODULES.register("none")
 class Zero(nn.Module):
     """Kind "none": zeros in the shape of an edge's output. A cell leaves such an edge out."""
@@ -209,6 +212,10 @@ class CellFamily:
     def single(self, slot: Slot, names: tuple[str, ...]) -> nn.Module:
         (name,) = names
         return build(self.spec(slot, name))
+
+    def fused(self, slot: Slot, images: int) -> bool:
+        """Whether the slot's options run in a fused kernel in training on so many images, as it is set."""
+        return would_run() and any(name in SEPARABLE for name in slot.choice.options)
 
     def mixed(self, slot: Slot) -> nn.Module:
         return MixedEdge({name: self.single(slot, (name,)) for name in slot.choice.options})
