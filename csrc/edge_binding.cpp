@@ -35,9 +35,7 @@ struct EdgeArgs {
   const int64_t* option(size_t i) const { return &numbers[i * kNumbers]; }
   bool affine() const { return layer[1] != 0; }
 
-  EdgeShape shape() const {
-    return {x.size(0), x.size(1), x.size(2), x.size(3), layer[0], eps};
-  }
+  EdgeShape shape() const { return {x.size(0), x.size(1), x.size(2), x.size(3), layer[0], eps}; }
   int64_t out_height() const { return (x.size(1) + layer[0] - 1) / layer[0]; }
   int64_t out_width() const { return (x.size(2) + layer[0] - 1) / layer[0]; }
   int64_t positions() const { return x.size(0) * out_height() * out_width(); }
@@ -63,9 +61,8 @@ struct EdgeArgs {
   }
   size_t tensors_needed() const {
     size_t count = 0;
-    for_norms([&](size_t, int64_t, bool conv, size_t) {
-      count += (conv ? 2 : 0) + (affine() ? 2 : 0);
-    });
+    for_norms(
+        [&](size_t, int64_t, bool conv, size_t) { count += (conv ? 2 : 0) + (affine() ? 2 : 0); });
     return count;
   }
 
@@ -80,7 +77,8 @@ struct EdgeArgs {
       return false;
     }
     const int64_t gate_count = gates.none() ? 0 : gates.has<T>(1) ? gates.size(0) : -1;
-    if (gate_count < 0 || (!gates.none() && (!gates.is<T>({gate_count}) || identity >= gate_count))) {
+    if (gate_count < 0 ||
+        (!gates.none() && (!gates.is<T>({gate_count}) || identity >= gate_count))) {
       return false;
     }
     bool pooled = false;
@@ -92,8 +90,8 @@ struct EdgeArgs {
         return false;
       }
       pooled = pooled || !conv;
-      if (conv && ((n[1] != 3 && n[1] != 5 && n[1] != 7) || n[2] < 1 || n[2] > 2 || n[3] < 1 ||
-                   n[3] > 2)) {
+      if (conv &&
+          ((n[1] != 3 && n[1] != 5 && n[1] != 7) || n[2] < 1 || n[2] > 2 || n[3] < 1 || n[3] > 2)) {
         return false;
       }
     }
@@ -166,8 +164,8 @@ py::object forward_of(const EdgeFunctions<T>& functions, int64_t lanes, const Ed
   {
     const LongWork work(sizes.norms * sizes.read);
     const CallWorkers workers(threads);
-    functions.forward(
-        {s, lists.options, args.x.data<T>(), y.data, {read.data, statistics.data}}, workers.get());
+    functions.forward({s, lists.options, args.x.data<T>(), y.data, {read.data, statistics.data}},
+                      workers.get());
   }
   return py::make_tuple(y.tensor, read.tensor, statistics.tensor);
 }
@@ -254,8 +252,8 @@ py::object backward_of(const EdgeFunctions<T>& functions, int64_t lanes, const E
 
 py::object edge_backward(const Kernels& kernels, const TensorArg& x, const Numbers& layer,
                          const Numbers& numbers, const Tensors& tensors, const TensorArg& gates,
-                         int64_t identity, double eps, int64_t threads,
-                         const TensorArg& y_gradient, const Tensors& saved, int64_t wanted) {
+                         int64_t identity, double eps, int64_t threads, const TensorArg& y_gradient,
+                         const Tensors& saved, int64_t wanted) {
   const EdgeArgs args{x, layer, numbers, tensors, gates, identity, eps};
   const EdgeTable& table = kernels.edge;
   if (args.sound<float>()) {

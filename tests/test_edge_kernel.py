@@ -107,12 +107,33 @@ def test_options_without_gradients_run_by_themselves(monkeypatch: pytest.MonkeyP
     assert set(seen) == {1}
 
 
-def test_evaluation_and_draws_per_image_run_in_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draws_per_image_run_option_by_option(monkeypatch: pytest.MonkeyPatch) -> None:
     net, seen = mixed(), calls(monkeypatch)
-    x = torch.randn(2, 6, 7, 7, dtype=torch.float64)
-    net(x, Gates(torch.rand(2, 8, dtype=torch.float64), EVERY, EVERY))
-    net.eval()(x, gates())
+    compare(net, Gates(torch.rand(2, 8, dtype=torch.float64), EVERY, EVERY), torch.randn(2, 6, 7, 7).double())
+    assert seen == [1] * 8  # convolutions, twice
+
+
+def test_evaluation_runs_in_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, seen = mixed(), calls(monkeypatch)
+    net.eval()(torch.randn(2, 6, 7, 7, dtype=torch.float64), gates())
     assert seen == []
+
+
+@pytest.mark.parametrize("name", ["sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_an_option_alone_is_its_modules(name: str, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As networks without choices have it, in training and in evaluation."""
+    net, seen = mixed(stride=stride).options[name], calls(monkeypatch)
+    x = torch.randn(2, 6, 7, 8, dtype=torch.float64, requires_grad=True)
+    found = []
+    for kernels in ("fused", "reference"):
+        with setting.using(kernels):  # type: ignore[arg-type]
+            other = copy.deepcopy(net)
+            grad = torch.ones_like(other(x).detach()).cumsum(-1)
+            found.append(everything(other, lambda: other(x), [x], grad))  # noqa: B023
+            found[-1]["evaluated"] = other.eval()(x).detach()
+    same(*found)
+    assert seen == [1, 1]
 
 
 # Where the modules do something else, they run themselves.

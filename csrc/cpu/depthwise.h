@@ -1,8 +1,9 @@
 // Depthwise convolution of one row of one vector of channels, and its gradients.
 //
-// A row holds its positions one after another, a vector of channels each, with as many zero positions
-// before and after as the taps reach beyond. Weights are [kernel * kernel] vectors, `step` elements
-// apart. The taps of a dilated convolution are `Dilation` positions apart, and so are its rows.
+// A row holds its positions one after another, a vector of channels each, with as many zero
+// positions before and after as the taps reach beyond. Weights are [kernel * kernel] vectors,
+// `step` elements apart. The taps of a dilated convolution are `Dilation` positions apart, and so
+// are its rows.
 #pragma once
 
 #include "simd.h"
@@ -167,12 +168,12 @@ struct DepthwiseOf {
       const Vector<T> origin = load(shift + v * kL);
       Vector<T> first[2] = {load(sums)}, second[2] = {load(sums + kL)};
       depthwise_row<T, Kernel, Stride, Dilation>(rows, in.width, weights + v * kL, step,
-                                       [&](int64_t x, int i, Vector<T> value) {
-                                         store(out + x * kL, value);
-                                         const Vector<T> more = value - origin;
-                                         first[i % 2] += more;
-                                         second[i % 2] += more * more;
-                                       });
+                                                 [&](int64_t x, int i, Vector<T> value) {
+                                                   store(out + x * kL, value);
+                                                   const Vector<T> more = value - origin;
+                                                   first[i % 2] += more;
+                                                   second[i % 2] += more * more;
+                                                 });
       store(sums, first[0] + first[1]);
       store(sums + kL, second[0] + second[1]);
     }
@@ -194,9 +195,10 @@ struct DepthwiseOf {
     for (int64_t v = 0; v < in.vectors; ++v, out += out_step) {
       const T* rows[Kernel];
       in.of(v, rows);
-      depthwise_row<T, Kernel, Stride, Dilation>(
-          rows, in.width, weights + v * kL, step,
-          [&](int64_t x, int, Vector<T> value) { store(out + x * kL, load(out + x * kL) + value); });
+      depthwise_row<T, Kernel, Stride, Dilation>(rows, in.width, weights + v * kL, step,
+                                                 [&](int64_t x, int, Vector<T> value) {
+                                                   store(out + x * kL, load(out + x * kL) + value);
+                                                 });
     }
   }
   static void weights(const DepthwiseInput<T>& in, const T* gradient, int64_t gradient_step,
@@ -204,8 +206,8 @@ struct DepthwiseOf {
     for (int64_t v = 0; v < in.vectors; ++v) {
       const T* rows[Kernel];
       in.of(v, rows);
-      depthwise_weights_row<T, Kernel, Stride, Dilation>(rows, gradient + v * gradient_step, in.width,
-                                               sums + v * sums_step);
+      depthwise_weights_row<T, Kernel, Stride, Dilation>(rows, gradient + v * gradient_step,
+                                                         in.width, sums + v * sums_step);
     }
   }
   static constexpr Depthwise<T> kTable = {forward, apply, add, weights,

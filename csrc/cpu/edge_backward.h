@@ -16,9 +16,9 @@ class EdgeBackwardPass {
         workers_(workers),
         layout_(args.shape),
         norms_(layout_, args.options, args.saved, workers),
-        sums_{layout_.room(), 2 * norms_.count + 2,
-              take_zeros<double>(workers,
-                                 layout_.shares * (2 * norms_.count + 2) * layout_.room())},
+        sums_{
+            layout_.room(), 2 * norms_.count + 2,
+            take_zeros<double>(workers, layout_.shares * (2 * norms_.count + 2) * layout_.room())},
         rules_(take<NormGradient<T>>(workers, norms_.count)),
         between_(take<T*>(workers, norms_.count)),
         memories_(take<Memory>(workers, workers.count)) {
@@ -111,7 +111,8 @@ class EdgeBackwardPass {
     for_last_norms(options_, norms_.count, [&](int64_t norm, int64_t) {
       const T* read = read_of(norm, n) + v * layout_.positions() * kL;
       const Vector<T> mean = load(norms_.all[norm].centre + v * kL);
-      total(2 * norm + 1, [&](int64_t p) { return load(g + p * kL) * (load(read + p * kL) - mean); });
+      total(2 * norm + 1,
+            [&](int64_t p) { return load(g + p * kL) * (load(read + p * kL) - mean); });
     });
   }
 
@@ -135,7 +136,8 @@ class EdgeBackwardPass {
       if (to.scale) to.scale[c] = static_cast<T>(g * rstd * against);
       if (to.shift) to.shift[c] = static_cast<T>(g * sum);
     }
-    if (column >= 0 && args_.gates_gradient) args_.gates_gradient[column] = static_cast<T>(gate_sum);
+    if (column >= 0 && args_.gates_gradient)
+      args_.gates_gradient[column] = static_cast<T>(gate_sum);
   }
 
   // What all convolutions need of one of their stages.
@@ -191,8 +193,8 @@ class EdgeBackwardPass {
           });
         }
         for (int64_t in = 0; in < channels; ++in) {
-          to.pointwise[c * channels + in] =
-              total([&](const EdgePart<T>& part) { return part.pointwise[in * layout_.room() + c]; });
+          to.pointwise[c * channels + in] = total(
+              [&](const EdgePart<T>& part) { return part.pointwise[in * layout_.room() + c]; });
         }
       }
     });

@@ -42,9 +42,7 @@ class EdgeForwardPass {
     T* x;
   };
 
-  int64_t in_vectors() const {
-    return args_.shape.height * args_.shape.width * layout_.room();
-  }
+  int64_t in_vectors() const { return args_.shape.height * args_.shape.width * layout_.room(); }
   const T* image(int64_t n) const { return args_.x + n * layout_.in_elements(); }
   T* read_of(int64_t norm, int64_t n) const {
     return norms_.all[norm].read + n * layout_.elements();

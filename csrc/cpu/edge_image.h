@@ -117,9 +117,9 @@ void to_vectors(const T* from, int64_t positions, int64_t channels, int64_t vect
 // A norm of an edge: what it reads, its numbers by channel padded with zeros, and their gradients.
 template <typename T>
 struct EdgeNorm {
-  T* read;                   // [image][vector][position][lane]
-  T *mean, *variance;        // in EdgeSaved, not padded
-  T gate;                    // of what it gives; of what goes on to another stage, one
+  T* read;             // [image][vector][position][lane]
+  T *mean, *variance;  // in EdgeSaved, not padded
+  T gate;              // of what it gives; of what goes on to another stage, one
   MbNorm<T> norm;
   T *scale, *bias, *centre;  // it gives scale * read + bias; centre: padded mean
 
@@ -165,7 +165,8 @@ struct EdgeNorms {
       if (conv.stages == 2) add(conv.stage[0].norm, -1);
       add(conv.stage[conv.stages - 1].norm, conv.gate);
     }
-    for (int64_t i = 0; i < options.pool_count; ++i) add(options.pools[i].norm, options.pools[i].gate);
+    for (int64_t i = 0; i < options.pool_count; ++i)
+      add(options.pools[i].norm, options.pools[i].gate);
   }
 
   int64_t count;
@@ -184,9 +185,8 @@ void for_convs(const EdgeOptions<T>& options, Act&& act) {
 // act(norm, gate): every norm whose result goes to the output.
 template <typename T, typename Act>
 void for_last_norms(const EdgeOptions<T>& options, int64_t norms, Act&& act) {
-  for_convs(options, [&](const EdgeConv<T>& conv, int64_t norm) {
-    act(norm + conv.stages - 1, conv.gate);
-  });
+  for_convs(options,
+            [&](const EdgeConv<T>& conv, int64_t norm) { act(norm + conv.stages - 1, conv.gate); });
   for (int64_t i = 0; i < options.pool_count; ++i) {
     act(norms - options.pool_count + i, options.pools[i].gate);
   }

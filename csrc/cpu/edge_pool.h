@@ -42,7 +42,8 @@ class EdgePools {
                 const T* read, T* sum) const {
     for (int64_t v = 0; v < layout_.vectors; ++v) {
       const NormGradient<T> of = norm.from(v * kL);
-      const Vector<T> times = load(of.times), square = load(of.square), constant = load(of.constant);
+      const Vector<T> times = load(of.times), square = load(of.square),
+                      constant = load(of.constant);
       const T *g = gradient + v * out_step(), *r = read + v * out_step();
       const auto at = [&](int64_t row, int64_t o) {
         const int64_t place = (row * layout_.width + o) * kL;

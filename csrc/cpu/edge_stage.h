@@ -106,8 +106,8 @@ class EdgeImages {
     y_gradient = take<T>(workers, layout.elements());
     scatter_ = take<int32_t>(workers, layout.positions());
     for (int64_t i = 0; i < layout.positions(); ++i) {
-      scatter_[i] = static_cast<int32_t>(
-          gradient_.row(0, i / layout.width) + i % layout.width * kL - gradient_.row(0, 0));
+      scatter_[i] = static_cast<int32_t>(gradient_.row(0, i / layout.width) +
+                                         i % layout.width * kL - gradient_.row(0, 0));
     }
   }
 
@@ -145,8 +145,8 @@ class EdgeImages {
                T* read, Done&& done) const {
     for_rows([&](int64_t y0, int64_t y1) {
       apply(step, weights, from, y0, y1);
-      Gemm<T> g{layout_.vectors, kL, kL, band_step_, 1, layout_.room(), kL,
-                kL,              layout_.positions() * kL};
+      Gemm<T> g{layout_.vectors,         kL, kL, band_step_, 1, layout_.room(), kL, kL,
+                layout_.positions() * kL};
       gemm((y1 - y0) * layout_.width, layout_.vectors, g, between_, weights.forward,
            read + y0 * layout_.width * kL);
       done(y0, y1);
@@ -164,7 +164,8 @@ class EdgeImages {
       norm_back(norm, vectors, count, gradient + at, read + at, image_step, of_read_, band_step_);
       if (part) {
         apply(step, weights, from, y0, y1);
-        const Gemm<T> g{1, count, 1, 0, kL, kL, band_step_, layout_.room(), kL, nullptr, Then::kAdd};
+        const Gemm<T> g{1,          count,          1,  0,       kL,        kL,
+                        band_step_, layout_.room(), kL, nullptr, Then::kAdd};
         for (int64_t v = 0; v < vectors; ++v) {
           gemm(kL, vectors, g, between_ + v * band_step_, of_read_,
                part->pointwise + v * kL * layout_.room());
@@ -198,8 +199,8 @@ class EdgeImages {
     const T* rows[kMostKernel];
     for (int64_t y = y0; y < y1; ++y) {
       step.convolution.apply(step.input(from, y, layout_.vectors, layout_.width, rows),
-                             weights.taps, layout_.room(),
-                             between_ + (y - y0) * layout_.width * kL, band_step_);
+                             weights.taps, layout_.room(), between_ + (y - y0) * layout_.width * kL,
+                             band_step_);
     }
   }
 
@@ -231,7 +232,8 @@ class EdgeImages {
       step.convolution.backward_2(rows, taps, count, sum.width, weights.taps + v * kL,
                                   layout_.room(), line_);
       T* to = sum.row(v, y);
-      for (int64_t i = 0; i < sum.width * kL; i += kL) store(to + i, load(to + i) + load(line_ + i));
+      for (int64_t i = 0; i < sum.width * kL; i += kL)
+        store(to + i, load(to + i) + load(line_ + i));
       for (int i = 0; i < count; ++i) rows[i] += gradient_.vector_step();
     }
   }

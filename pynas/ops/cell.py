@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from cost_models.spec import OpSpec
 from pynas.choices import Gates, Slot
-from pynas.ops.fused_edge import EdgeOptions, would_run
+from pynas.ops.fused_edge import EdgeOptions, FusedSequential, would_run
 from pynas.ops.layers import MODULES, build
 from pynas.ops.mixed import Mixed
 from pynas.ops.watch import Wiring
@@ -108,7 +108,7 @@ class Reduce(nn.Module):
         return y
 
 
-class Separable(nn.Sequential):
+class Separable(FusedSequential):
     """ReLU, depthwise convolution, 1x1 convolution, batch norm."""
 
     def __init__(self, spec: OpSpec, channels: int, stride: int) -> None:
@@ -122,7 +122,7 @@ class Separable(nn.Sequential):
 
 
 @MODULES.register("sep_conv")
-class SepConv(nn.Sequential):
+class SepConv(FusedSequential):
     """Kind "sep_conv": two separable convolutions, the first with the stride, the second with the output's channels."""
 
     def __init__(self, spec: OpSpec) -> None:

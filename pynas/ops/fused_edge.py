@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import getitem
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pynas.kernels import setting
 from pynas.kernels.edge import mixed_edge, update_edge_norms
 from pynas.kernels.edge_reference import KERNELS_ALLOWED
 from pynas.kernels.native import KERNELS
-from pynas.ops.watch import BUFFERS, ORDINARY, Shapes, Watch, common, ordinary, own
+from pynas.ops.watch import BUFFERS, ORDINARY, Shapes, Watch, Wiring, common, ordinary, own
 
 _POOLS: dict[type[nn.Module], int] = {nn.MaxPool2d: 1, nn.AvgPool2d: 2}  # places in edge_reference.KINDS
 _FACTS = (
@@ -100,7 +102,7 @@ def _pool(module: nn.Module) -> Option | None:
 
 def option_of(module: nn.Module) -> Option | None:
     """What the kernel takes for a module; None where it is not made of the very modules that the kernel stands for."""
-    if "forward" in module.__dict__ or not isinstance(module, nn.Sequential):
+    if "forward" in module.__dict__ or type(module).forward not in (nn.Sequential.forward, FusedSequential.forward):
         return None
     return _stage(module) or _two_stages(module) or _pool(module)
 
@@ -112,9 +114,12 @@ class EdgeOptions:
         modules: Of all options of the edge.
         run: Places of those that run.
         around: Modules that must keep their children.
+        called: Whether the options are called as modules, so that their own hooks have run.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], run: Sequence[int], around: Sequence[nn.Module]) -> None:
+    def __init__(
+        self, modules: Sequence[nn.Module], run: Sequence[int], around: Sequence[nn.Module], called: bool = False
+    ) -> None:
         found = {place: option_of(modules[place]) for place in run}
         convs = [place for place, option in found.items() if option is not None and option.numbers[0] == 0]
         pools = [place for place, option in found.items() if option is not None and option.numbers[0] > 0]
@@ -127,7 +132,7 @@ class EdgeOptions:
         self.sound = len(shapes) == 1 and len(affine) == 1
         self.others = tuple(run)
         inside = [module for place in run for module in modules[place].modules()]
-        self._watch = Watch(inside, (), around, [modules[place] for place in identities], _FACTS)
+        self._watch = Watch(inside, modules if called else (), around, [modules[place] for place in identities], _FACTS)
         self.unchanged = self._watch.unchanged
         if not self.sound:
             return
@@ -149,9 +154,12 @@ class EdgeOptions:
         self._buffers = [(norm._buffers, key) for norm in norms for key in BUFFERS]
         self._norms = [norm.__dict__ for norm in norms]
 
-    def __call__(self, x: Tensor, gates: Tensor) -> Tensor | None:
-        """The gated sum in training mode, running statistics updated; None where the modules must do it."""
-        if gates.dim() != 1 or not x.is_cpu or not would_run() or not ordinary(x, gates) or self._watch.hooked():
+    def __call__(self, x: Tensor, gates: Tensor | None) -> Tensor | None:
+        """The gated sum in training mode, running statistics updated; None where the modules must do it.
+
+        Without gates, the sum.
+        """
+        if (gates is not None and gates.dim() != 1) or not x.is_cpu or not ordinary(x, gates) or self._watch.hooked():
             return None
         images, channels, height, width = x.shape
         positions = images * -(-height // self._layer[0]) * -(-width // self._layer[0])
@@ -175,3 +183,23 @@ class EdgeOptions:
 def would_run() -> bool:
     """Whether edges run in the kernel on the CPU, as it is set."""
     return KERNELS is not None and setting.current() != "reference"
+
+
+class FusedSequential(nn.Sequential):
+    """An option that runs in one call of a kernel where that does the same: one or two stages of a convolution."""
+
+    def __init__(self, layers: OrderedDict[str, nn.Module]) -> None:
+        super().__init__(layers)
+        self._wiring = Wiring()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and would_run() and not torch.compiler.is_compiling():
+            wired: EdgeOptions | None = self._wiring.get(id(self))  # a shallow copy shares the dictionary
+            if wired is None or not wired.unchanged():
+                wired = self._wiring[id(self)] = EdgeOptions([self], [0], (), called=True)
+            y = wired(x, None) if wired.sound else None
+            if y is not None:
+                return y
+        for layer in self:
+            x = layer(x)
+        return x
