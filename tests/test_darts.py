@@ -1,5 +1,5 @@
-"""DARTS: the gradient through one unrolled step against the exact product (PAPERS F19), its three forms; resuming of all
-strategies in the space of cells."""
+"""DARTS: the gradient through one unrolled step against the exact product (PAPERS F19), and its three forms; searches
+of cells by any strategy resume."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pynas.strategies.darts import unrolled_gradient
 from pynas.training.data import Data
 from pynas.training.feed import Feed
 
-SHORT: dict[str, Any] = {"epochs": 2, "batch_size": 32, "alpha_lr": 0.05}
+SHORT: dict[str, Any] = {"epochs": 2, "batch_size": 16, "alpha_lr": 0.05}
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +60,11 @@ def test_second_order_against_the_exact_product(lr: float) -> None:
         lambda: toy.loss(0), lambda: toy.loss(1), toy.weights, toy.alpha, lr, velocities, decay
     )
     assert float(loss) == pytest.approx(float(toy.loss(1, moved).detach()))
-    assert float((found - exact).norm() / exact.norm()) < 1e-2
-    assert all(map(torch.equal, before, toy.weights))
     (first_order,) = torch.autograd.grad(toy.loss(1, [w.detach() for w in moved]), toy.alpha)
-    assert float((first_order - exact).norm() / exact.norm()) > 0.02  # the test can tell
+    product = first_order - exact  # what the second order adds
+    assert float(product.norm()) > 1e-6
+    assert float((first_order - found - product).norm() / product.norm()) < 1e-2
+    assert all(map(torch.equal, before, toy.weights))
     assert all(weight.grad is None for weight in toy.weights)
 
 
@@ -102,7 +103,7 @@ def test_path_gradients_make_orders_comparable(data: Data) -> None:
     for order in ("first", "second", "single"):
         strategy = DARTS(**SHORT, order=order, path_gradients=800)  # type: ignore[arg-type]
         strategy.suit(problem().space)
-        feed = Feed(data, batch_size=32, seed=0)
+        feed = Feed(data, batch_size=16, seed=0)
         steps[order] = sum(strategy.steps(feed, epoch) for epoch in range(2))
     assert steps == {"first": 50, "second": 20, "single": 100}
 
@@ -112,8 +113,8 @@ STRATEGIES: list[Strategy] = [
     SNAS(**SHORT, estimator="policy_gradient", combination="linear", eta=1e-5),
     DARTS(**SHORT, order="second", watch_images=32),
     DARTS(**SHORT, order="single"),
-    ENAS(epochs=2, batch_size=32, controller_steps=2, controller_samples=2, samples=3),
-    Uniform(epochs=2, batch_size=32, relaxation="concrete", samples=3),
+    ENAS(epochs=2, batch_size=16, controller_steps=2, controller_samples=2, samples=3),
+    Uniform(epochs=2, batch_size=16, relaxation="concrete", samples=3),
 ]
 
 
@@ -122,7 +123,7 @@ def test_a_search_of_cells_resumes_bit_for_bit(strategy: Strategy, data: Data) -
     given = problem(0.5)
     whole, broken, again = (copy.deepcopy(strategy) for _ in range(3))
     feed = begun(whole, data, given)
-    last = whole.steps(feed, 0) + 3
+    last = whole.steps(feed, 0) + 1
     stepped(whole, feed, range(last))
     whole.end_epoch(0)
     other = begun(broken, data, given)
