@@ -20,7 +20,7 @@ from pynas.fuse import fuse
 from pynas.kernels import setting
 from pynas.ops import build
 from pynas.pareto import Goal, goals
-from pynas.registry import FAMILIES, SPACES, STRATEGIES, SearchSpace
+from pynas.registry import FAMILIES, SPACES, STRATEGIES, SearchSpace, Vanishing
 from pynas.strategies import Problem, Strategy
 from pynas.supernet import CostTable, cost_table
 from pynas.training.data import Data, open_data
@@ -164,9 +164,10 @@ def check_writable(out: Path) -> None:
 
 
 def space_specs(space: SearchSpace) -> list[cost_models.OpSpec]:
-    """Every distinct op of a space, fixed ones included."""
+    """Every distinct op of a space, fixed ones and those that are sliced where something vanishes included."""
+    sliced = space.sliced_specs() if isinstance(space, Vanishing) else ()
     options = [FAMILIES.get(slot.family).spec(slot, name) for slot in space.slots() for name in slot.choice.options]
-    return sorted({*space.fixed_specs(), *options})
+    return sorted({*space.fixed_specs(), *sliced, *options})
 
 
 def kernels_used(space: SearchSpace, amp: str = "off", images: int = 16) -> str:

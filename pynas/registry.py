@@ -130,6 +130,9 @@ class Vanishing(Protocol):
     def net_specs(self, choices: Mapping[str, tuple[str, ...]]) -> tuple[OpSpec, ...]:
         """Ops of the network that takes these choices, as it is built."""
 
+    def sliced_specs(self) -> tuple[OpSpec, ...]:
+        """What ops outside the slots become where what they read vanishes."""
+
 
 # The registries live here, below everything that fills them, so that an Architecture can find its space
 # without importing upward. Importing `pynas` fills them.

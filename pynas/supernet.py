@@ -99,6 +99,10 @@ def cost_table(space: SearchSpace, model: CostModel) -> CostTable:
             values[row, column] = model.cost(spec)
             mask[row, column] = True
             specs.append(spec)
+    if isinstance(space, Vanishing):
+        specs += space.sliced_specs()
+        for spec in space.sliced_specs():
+            model.cost(spec)  # found networks may have it: whether it has a price must show before a search
     for spec in set(specs):
         source = model.source(spec)
         sources[source] = sources.get(source, 0) + 1

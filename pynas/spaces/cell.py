@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -45,6 +45,10 @@ class Maps:
     def width(self) -> int:
         """Channels in all; a cell without nodes gives one, of zeros."""
         return len(self.kept) * self.channels or 1
+
+    def smaller(self) -> list[int]:
+        """Widths that it may come down to."""
+        return [1, *(count * self.channels for count in range(1, self.nodes))]
 
     def indices(self) -> Tensor:
         """Which of the supernet's channels these are."""
@@ -250,8 +254,7 @@ class CellSpace:
             OpSpec("relu_conv", c, c, quarter, kernel=3, stride=2),
         ]
 
-    def _head(self, last: Part) -> dict[str, OpSpec]:
-        maps = self._maps(last)
+    def _head(self, maps: Maps) -> dict[str, OpSpec]:
         return {
             "pool": OpSpec("pool", maps.width, maps.width, maps.size),
             "classifier": OpSpec("linear", maps.width, self.classes, 1),
@@ -265,7 +268,7 @@ class CellSpace:
         """Of everything outside the edges."""
         stem = self._stem()[1:] if self.stem == "cifar" else self._stem()
         before = [spec for part in parts for spec in part.before(self.affine) if spec is not None]
-        return [*stem, *before, *self._head(parts[-1]).values()]
+        return [*stem, *before, *self._head(self._maps(parts[-1])).values()]
 
     def fixed_specs(self) -> tuple[OpSpec, ...]:
         return tuple(self._specs(self.parts()))
@@ -277,6 +280,19 @@ class CellSpace:
         here = [slots[_slot_name(part.place, edge)] for part in parts for edge in part.edges]
         chosen = [FAMILIES.get(slot.family).spec(slot, choices[slot.choice.name][0]) for slot in here]
         return (*chosen, *self._specs(parts))
+
+    def sliced_specs(self) -> tuple[OpSpec, ...]:
+        """Ops outside the edges that read fewer nodes than there are."""
+        found, parts = set(), self.parts()
+        for part in parts:
+            from_cells = slice(max(0, 2 - part.place), 2)  # the stem keeps its width
+            for source, spec in list(zip(part.sources, part.before(self.affine), strict=True))[from_cells]:
+                if source is not None and spec is not None:
+                    found |= {replace(spec, in_channels=width) for width in source.smaller()}
+        last = self._maps(parts[-1])
+        for width in last.smaller():
+            found |= set(self._head(replace(last, kept=last.kept[: width // last.channels])).values())
+        return tuple(sorted(found))
 
     def build(self, pick: Callable[[Slot], nn.Module]) -> nn.Module:
         picked = {slot.name: pick(slot) for slot in self.slots()}
@@ -300,7 +316,8 @@ class CellSpace:
             maps = self._maps(part)
             if len(maps.kept) < maps.nodes:
                 slices[f"{name}.weight"] = maps.indices()
-        head = nn.Sequential(OrderedDict((name, build_op(spec)) for name, spec in self._head(parts[-1]).items()))
+        specs = self._head(self._maps(parts[-1]))
+        head = nn.Sequential(OrderedDict((name, build_op(spec)) for name, spec in specs.items()))
         return CellNet(stem, cells, head, self._auxiliary(parts), slices)
 
     def _auxiliary(self, parts: tuple[Part, ...]) -> tuple[int, nn.Module] | None:
