@@ -92,7 +92,7 @@ def test_in_training_too() -> None:
     torch.testing.assert_close(net.inherit(architecture)(x), net(x, net.one_hot(architecture)), atol=1e-5, rtol=1e-4)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**6), none=st.floats(0, 1))
 def test_what_vanishes_costs_nothing(seed: int, none: float) -> None:
     space = CellSpace(**SMALL)
@@ -139,8 +139,7 @@ def test_parts_that_nobody_reads_are_not_built() -> None:
 def test_a_child_exports(tmp_path: Path) -> None:
     space = CellSpace(**{**SMALL, "cells": 3})
     child = trained(space).inherit(some(space, 1, 0.6))
-    for name in ("net.onnx", "net.pt2"):
-        assert export(child, str(tmp_path / name), input_size=8, quiet=True).max_abs_diff < 1e-4
+    assert export(child, str(tmp_path / "net.onnx"), input_size=8, quiet=True).max_abs_diff < 1e-4
 
 
 def test_drop_path() -> None:

@@ -169,7 +169,8 @@ def test_controller_starts_with_separable_convolutions() -> None:
 
 def test_reinforce_learns_what_is_rewarded() -> None:
     """With a stub for what the supernet says: accuracy is the share of edges that skip."""
-    strategy = ENAS(epochs=2, batch_size=16, controller_lr=0.02, baseline_decay=0.9, controller_samples=4, hidden=16)
+    free = {"op_bias": 0.0, "tanh_constant": 5.0, "op_tanh_reduce": 1.0}  # the article's constants bind probabilities
+    strategy = ENAS(epochs=2, batch_size=16, controller_lr=0.02, baseline_decay=0.9, controller_samples=4, **free)
     feed = begun(strategy, digits(), problem())
 
     def skips(x: torch.Tensor, gates: dict[str, Gates]) -> torch.Tensor:
@@ -181,7 +182,7 @@ def test_reinforce_learns_what_is_rewarded() -> None:
 
     strategy.net.forward = skips  # type: ignore[method-assign, assignment]
     feed.arch = lambda: (torch.zeros(24, 3, 8, 8), torch.zeros(24, dtype=torch.int64))  # type: ignore[method-assign]
-    rewards = [strategy._controller_step(feed)["reward"] for _ in range(40)]
+    rewards = [strategy._controller_step(feed)["reward"] for _ in range(20)]
     assert sum(rewards[-10:]) / 10 > sum(rewards[:10]) / 10 + 0.2
 
 

@@ -110,9 +110,7 @@ def test_path_gradients_make_orders_comparable(data: Data) -> None:
 
 STRATEGIES: list[Strategy] = [
     SNAS(**SHORT, drop_path=0.3, resample="cell", watch_images=32),
-    SNAS(**SHORT, estimator="policy_gradient", combination="linear", eta=1e-5),
-    DARTS(**SHORT, order="second", watch_images=32),
-    DARTS(**SHORT, order="single"),
+    DARTS(**SHORT, order="second"),
     ENAS(epochs=2, batch_size=16, controller_steps=2, controller_samples=2, samples=3),
     Uniform(epochs=2, batch_size=16, relaxation="concrete", samples=3),
 ]
@@ -120,7 +118,7 @@ STRATEGIES: list[Strategy] = [
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=[f"{type(s).__name__}-{i}" for i, s in enumerate(STRATEGIES)])
 def test_a_search_of_cells_resumes_bit_for_bit(strategy: Strategy, data: Data) -> None:
-    given = problem(0.5)
+    given = problem(0.5, nodes=1)
     whole, broken, again = (copy.deepcopy(strategy) for _ in range(3))
     feed = begun(whole, data, given)
     last = whole.steps(feed, 0) + 1
