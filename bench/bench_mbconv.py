@@ -134,19 +134,19 @@ def table(title: str, cases: list[tuple[str, tuple[str, ...]]], batches: set[int
     print(f"\n{title:38s}{'pynas ms':>11s}{'contig. ms':>11s}{'ch.last ms':>11s}{'x contig.':>10s}{'x best':>10s}")
     for name, options in cases:
         ratios: list[tuple[int, float]] = []
-        for *shape, sizes in LAYERS:
+        for *shape, counts in LAYERS:
             channels, out, size, stride = shape
             kept = tuple(o for o in options if o != "skip" or (stride == 1 and channels == out))
-            for batch in sorted(batches & set(sizes)):
+            for batch in sorted(batches & set(counts)):
                 where = f"{name} {channels}->{out} {size}x{size}/{stride} n={batch}"
                 text, ratio = line(where, interleave(calls_of(kept, (channels, out, size, stride), batch), ROUNDS))
                 print(text, flush=True)
                 ratios.append((size, ratio))
-        for title, sizes in GROUPS.items():
+        for group, sizes in GROUPS.items():
             found = [ratio for size, ratio in ratios if size in sizes]
             if found:
                 mean = math.exp(math.fsum(map(math.log, found)) / len(found))
-                print(f"{name}, {title}: geometric mean {mean:.2f}, least {min(found):.2f}, of {len(found)}")
+                print(f"{name}, {group}: geometric mean {mean:.2f}, least {min(found):.2f}, of {len(found)}")
 
 
 @pytest.mark.parametrize("impl", ["pynas", "contiguous", "channels_last"])

@@ -256,8 +256,17 @@ def change_eps(block: Any) -> None:
     block.project.bn.eps = 0.5
 
 
+def replace_activations(block: Any) -> None:
+    for part in (block.expand, block.depthwise):
+        part.activation = nn.Hardswish()
+
+
+def change_residual(block: Any) -> None:
+    block.residual = False
+
+
 CHANGES = [train, step, lambda block: step(block, fused=True), write_data, write_one, assign]
-CHANGES += [replace_parameter, replace_module, change_eps]
+CHANGES += [replace_parameter, replace_module, change_eps, replace_activations, change_residual]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -269,6 +278,14 @@ def test_changed_weights_are_noticed(change: Any) -> None:
     change(block)
     check(prepared, block)
     assert not torch.allclose(prepared(IMAGES), before)
+
+
+def test_what_has_become_another_block_is_refused() -> None:
+    block: Any = block_of()
+    prepared = prepare(block)
+    nn.utils.parametrize.register_parametrization(block.expand.conv, "weight", nn.Identity())
+    with torch.no_grad(), pytest.raises(ValueError, match="Parametrised convolutions have to be merged first"):
+        prepared(IMAGES)
 
 
 def test_weights_are_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -387,3 +387,27 @@ def test_all_ways_of_cutting_a_layer(
     for one, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-7 * float(other.abs().max()))
     assert all(map(torch.equal, done(mbconv.mbconv_function, 2), ours))
+
+
+def test_threads_that_come_late() -> None:
+    """Of more threads than cores, some find their first work in the middle of an option of several groups."""
+    images, channels, size, hidden, kernels = 16, 8, (32, 33), 100, (7, 3, 5)
+    inputs = [torch.randn(images, channels, *size), torch.randn(len(kernels))]
+    options: list[int] = []
+    for gate, kernel in enumerate(kernels):
+        for shape in ((hidden, channels, 1, 1), (hidden, 1, kernel, kernel), (channels, hidden, 1, 1)):
+            inputs += [torch.randn(shape) * 0.5, 1 + 0.2 * torch.randn(shape[0]), 0.3 * torch.randn(shape[0])]
+        options += [kernel, hidden, 1, gate, 1]
+    weight = torch.randn(images, channels, *size, dtype=torch.float64)
+
+    def done(threads: int) -> list[Tensor]:
+        torch.set_num_threads(threads)
+        x, gates, *tensors = [part.double().requires_grad_() for part in inputs]
+        y, _ = mbconv.mbconv_function(x, gates, tensors, [1, channels, 1], options, -1, 1e-5)
+        y.backward(weight)
+        torch.set_num_threads(1)
+        return [y.detach(), *(part.grad for part in (x, gates, *tensors) if part.grad is not None)]
+
+    alone = done(1)
+    for _ in range(2):
+        assert all(map(torch.equal, done(8), alone))

@@ -90,7 +90,7 @@ template <typename T>
 struct DepthwiseGradient {
   void (*sums)(const OuterRow<T>&);
   void (*back)(const OuterRow<T>&);
-  void (*inner)(const InnerRow<T>&);
+  void (*inner)(const InnerRow<T>&);  // these two: null at stride 2
   void (*inner_raw)(const InnerRow<T>&);
 };
 
@@ -189,7 +189,13 @@ struct DepthwiseGradientOf {
     }
   }
 
-  static constexpr DepthwiseGradient<T> kTable = {sums, back, inner, inner_raw};
+  static DepthwiseGradient<T> table() {
+    if constexpr (Stride == 2) {
+      return {sums, back, nullptr, nullptr};
+    } else {
+      return {sums, back, inner, inner_raw};
+    }
+  }
 };
 
 template <typename T>
@@ -198,7 +204,7 @@ DepthwiseGradient<T> depthwise_gradient(int64_t kernel, int64_t stride, Activati
   with_activation(kind, [&](auto a) {
     found = with_convolution(kernel, stride, [](auto k, auto s) {
       return DepthwiseGradientOf<T, decltype(k)::value, decltype(s)::value,
-                                 decltype(a)::value>::kTable;
+                                 decltype(a)::value>::table();
     });
   });
   return found;

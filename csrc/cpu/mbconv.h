@@ -71,7 +71,8 @@ struct MbGates {
   int64_t identity;    // column of the identity; negative: none runs
 };
 
-// What forward keeps for backward.
+// What forward keeps for backward. Mean and covariance are zero where the first norms' statistics
+// did not follow from them.
 template <typename T>
 struct MbSaved {
   T* mean;        // [in_channels] of the input

@@ -89,9 +89,10 @@ MbBackwardPass<T>::MbBackwardPass(const MbBackward<T>& args, const Workers& work
   image_dots_ = take_zeros<double>(workers, s_.images);
   correction_ = {take_zeros<T>(workers, s_.in_channels * layout_.in_padded),
                  take_zeros<T>(workers, s_.in_channels)};
-  input_gradient_ = args.x_gradient && layout_.in_padded == s_.in_channels
-                        ? args.x_gradient
-                        : take<T>(workers, layout_.in_positions * layout_.in_padded);
+  input_gradient_ = args.x_gradient;
+  if (args.x_gradient && layout_.in_padded > s_.in_channels) {
+    input_gradient_ = take<T>(workers, layout_.in_positions * layout_.in_padded);
+  }
 }
 
 template <typename T>

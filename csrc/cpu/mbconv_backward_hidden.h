@@ -13,7 +13,8 @@ void MbBackwardPass<T>::first_half(const MbOption<T>& option, int64_t first, int
                                    int64_t index, int64_t worker) {
   const Rows<T> rows = hidden_rows(option, worker);
   const Share share = layout_.share(index);
-  if (first_group_) clear_pads(rows, share);
+  // Rows of all images stay clear from group to group. Those of a worker do not: it may come late.
+  if (first_group_ || !stored_) clear_pads(rows, share);
   memset(project_sums_ + index * s_.out_channels * group_, 0,
          static_cast<size_t>(s_.out_channels * group_) * sizeof(T));
   memset(sums_.at(index, 0), 0, static_cast<size_t>(kSums * group_) * sizeof(double));

@@ -137,11 +137,12 @@ class MbBackwardPass {
   // What lies between the two halves is kept where that fits the caches, and else computed twice.
   bool stored_;
   int64_t hidden_kept_, hidden_room_, lines_room_;  // rooms: of a worker
-  const bool
-      direct_;  // whether what the first norm reads is kept: its statistics are not the input's
+  // Whether what the first norm reads is kept: its statistics are not taken from the input's.
+  const bool direct_;
   const bool slopes_;  // whether slopes of the first activation are kept beside its outputs
-  T *hidden_rows_, *second_rows_, *gradient_rows_,
-      *zeros_;    // second: what `direct_` or `slopes_` keep
+  // Where hidden rows are, and beside them what `direct_` or `slopes_` keep.
+  T *hidden_rows_, *second_rows_;
+  T *gradient_rows_, *zeros_;
   T* values_;     // lines: outputs of the depthwise convolution, where they are stored
   T* gradients_;  // lines: gradients of the norm after it
   T *product_gradient_, *input_gradient_, *bands_;
@@ -160,8 +161,8 @@ class MbBackwardPass {
   bool begun_ = false;  // whether there are gradients of the input to add to
   bool first_group_ = false;
   FirstNorm norm_;
-  double*
-      products1_;  // sum of gradient times the first convolution's output, by channel of a group
+  // Sum of gradient times the first convolution's output, by channel of a group.
+  double* products1_;
 };
 
 }  // namespace

@@ -159,8 +159,7 @@ void MbBackwardPass<T>::write_expand(const MbOption<T>& option, const MbGradient
 
 template <typename T>
 void MbBackwardPass<T>::correct_input() {
-  if (!args_.x_gradient) return;
-  if (direct_) return;
+  if (direct_ || !args_.x_gradient) return;
   const int64_t in = s_.in_channels, wide = layout_.in_padded;
   const Gemm<T> g{1,         packed_.room, packed_.room, 0,       1,         wide,
                   kLanes<T>, wide,         kLanes<T>,    nullptr, Then::kAdd};

@@ -71,7 +71,7 @@ class Prepared:
         self._packed = pack(self._folded, *self._numbers) if native and packs(self._folded) else None
         places = _places(self._block)
         holders, keys = tuple(holder for holder, _ in places), tuple(key for _, key in places)
-        seen = tuple(holder[key] for holder, key in places)
+        seen = tuple(holder.get(key) for holder, key in places)
         self._seen = holders, keys, seen
         self._tensors = tuple(value for value in seen if isinstance(value, Tensor))
         self._stamped: int | None = KERNELS.mbconv_infer_stamp(self._tensors) if self._packed else None
@@ -84,7 +84,7 @@ class Prepared:
         """Whether a weight has changed, as far as that can be told; the kernel itself asks the same."""
         holders, keys, seen = self._seen
         if self._stamped is None or not all(
-            holder[key] is s for holder, key, s in zip(holders, keys, seen, strict=True)
+            holder.get(key) is s for holder, key, s in zip(holders, keys, seen, strict=True)
         ):
             return True
         stamp: int | None = KERNELS.mbconv_infer_stamp(self._tensors)
@@ -110,12 +110,14 @@ def prepare(block: nn.Module) -> Prepared:
 
 
 def _places(block: Any) -> list[tuple[dict[str, Any], str]]:
-    """Where everything lies that folded weights depend on: a module's attributes take longer than its dictionaries."""
+    """Where everything lies that the answer depends on: a module's attributes take longer than its dictionaries."""
     modules = block.__dict__["_modules"]
     places = [(modules, name) for name in _STAGES]
+    some = (modules, "shuffle"), (block.__dict__, "residual")
+    places += [(holder, name) for holder, name in some if name in holder]
     for name in _STAGES:
         stage = modules[name].__dict__["_modules"]
-        places += (stage, "conv"), (stage, "bn")
+        places += ((stage, part) for part in ("conv", "bn", "activation") if part in stage)
         conv, bn = stage["conv"].__dict__, stage["bn"].__dict__
         places += ((conv["_parameters"], key) for key in ("weight", "bias"))
         places += ((bn["_parameters"], key) for key in ("weight", "bias"))
