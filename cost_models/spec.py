@@ -7,7 +7,7 @@ Parameters, multiply-adds, memory traffic and the output size all follow from th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .names import unknown
@@ -23,7 +23,7 @@ class Layer:
     of convolutions and linear layers (all other layers have none).
     """
 
-    op: str  # "conv", "depthwise" (one channel per group), "linear", "pool", "add", "scale", "shuffle", "activation"
+    op: str  # "conv", "depthwise" (one channel per group), "linear", "pool", "add", "scale", "shuffle", "activation", "norm"
     reads: int
     writes: int
     size: int  # output height = width
@@ -38,7 +38,9 @@ class OpSpec:
     Kinds: "skip" (identity), "conv" (KxK conv, BN, activation), "mbconv" (1x1 conv, BN, activation, [shuffle],
     depthwise KxK, BN, activation, [squeeze-and-excitation], 1x1 conv, BN, and the input added where the shapes agree),
     "pool" (global average), "linear" (with bias). Padding is kernel // 2 (times dilation), so the output size is
-    ceil(size / stride).
+    ceil(size / stride). Branches of a re-parameterisable block beside "conv", each with a BN and without activation:
+    "row" (1xK conv), "column" (Kx1 conv), "pointwise_conv" (1x1 conv to expansion * in_channels, BN, KxK conv),
+    "pointwise_avg" (1x1 conv, BN, KxK average), "norm" (BN alone).
 
     A kind without activation (skip, pool, linear) always has `activation == "none"`, whatever was passed, so that equal
     ops have equal specs.
@@ -55,7 +57,7 @@ class OpSpec:
     kernel: int = 1
     stride: int = 1
     groups: int = 1  # conv: its groups; mbconv: of the two 1x1 convs, with a channel shuffle after the first if > 1
-    expansion: int = 1  # mbconv: hidden channels = expansion * in_channels
+    expansion: int = 1  # mbconv, pointwise_conv: hidden channels = expansion * in_channels
     dilation: int = 1
     squeeze: int = 0  # mbconv: channels in the middle of its squeeze-and-excitation; 0 for none
     activation: str = "relu"
@@ -229,6 +231,32 @@ def _mbconv_layers(spec: OpSpec) -> Iterator[Layer]:
         yield Layer("add", 2 * last.writes, last.writes, last.size)
 
 
+def _stripe_layers(spec: OpSpec) -> Iterator[Layer]:
+    """1xK and Kx1: K weights for each pair of channels."""
+    square = _conv(spec.in_channels, spec.out_channels, spec.size, spec.kernel, spec.stride, spec.groups)
+    weights = (square.params - 2 * spec.out_channels) // spec.kernel
+    out = square.size
+    yield replace(square, params=weights + 2 * spec.out_channels, macs=weights * out * out)
+
+
+def _pointwise_conv_layers(spec: OpSpec) -> Iterator[Layer]:
+    hidden = spec.expansion * spec.in_channels
+    yield _conv(spec.in_channels, hidden, spec.size, groups=spec.groups)
+    yield _conv(hidden, spec.out_channels, spec.size, spec.kernel, spec.stride, spec.groups)
+
+
+def _pointwise_avg_layers(spec: OpSpec) -> Iterator[Layer]:
+    first = _conv(spec.in_channels, spec.out_channels, spec.size, groups=spec.groups)
+    yield first
+    out = -(-spec.size // spec.stride)
+    yield Layer("pool", first.writes, spec.out_channels * out * out, out, 2 * spec.out_channels)
+
+
+def _norm_layers(spec: OpSpec) -> Iterator[Layer]:
+    values = spec.in_channels * spec.size * spec.size
+    yield Layer("norm", values, values, spec.size, 2 * spec.in_channels)
+
+
 def _squeeze_layers(channels: int, middle: int, size: int, activation: str) -> Iterator[Layer]:
     """Squeeze-and-excitation (Hu et al. 2018): mean, 1x1 conv, activation, 1x1 conv, sigmoid, and a product."""
     yield Layer("pool", channels * size * size, channels, 1)
@@ -248,12 +276,19 @@ def _linear_layers(spec: OpSpec) -> Iterator[Layer]:
     yield Layer("linear", spec.in_channels, spec.out_channels, 1, weights + spec.out_channels, weights)
 
 
+_BRANCH = frozenset({"kernel", "stride", "groups"})
+
 KINDS: dict[str, Kind] = {
     "skip": Kind(_skip_layers, keeps_channels=True),
     "conv": Kind(_conv_layers, frozenset({"kernel", "stride", "groups", "dilation", "activation"})),
     "mbconv": Kind(
         _mbconv_layers, frozenset({"kernel", "stride", "groups", "expansion", "dilation", "squeeze", "activation"})
     ),
+    "row": Kind(_stripe_layers, _BRANCH),
+    "column": Kind(_stripe_layers, _BRANCH),
+    "pointwise_conv": Kind(_pointwise_conv_layers, _BRANCH | {"expansion"}),
+    "pointwise_avg": Kind(_pointwise_avg_layers, _BRANCH),
+    "norm": Kind(_norm_layers, keeps_channels=True),
     "pool": Kind(_pool_layers, keeps_channels=True),
     "linear": Kind(_linear_layers),
 }
