@@ -23,7 +23,8 @@ class Layer:
     of convolutions and linear layers (all other layers have none).
     """
 
-    op: str  # "conv", "depthwise" (one channel per group), "linear", "pool", "add", "scale", "shuffle", "activation", "norm"
+    # "conv", "depthwise" (one channel per group), "linear", "pool", "add", "scale", "shuffle", "activation", "norm"
+    op: str
     reads: int
     writes: int
     size: int  # output height = width

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cost_models.analytic import Macs
 from cost_models.base import CostModel
+from cost_models.spec import OpSpec
 from pynas.architecture import Architecture
 from pynas.choices import Choice, Gates, Slot
 from pynas.registry import FAMILIES, SearchSpace
@@ -44,6 +45,7 @@ class CostTable:
         fixed: Cost of everything outside the slots.
         unit: Of all costs.
         sources: How many specs have which source ("measured", "fitted", "modelled", "analytic").
+        empty: Cost of each slot where no option is chosen, float64, shape (slots,); none where that cannot be.
     """
 
     slots: tuple[str, ...]
@@ -54,6 +56,7 @@ class CostTable:
     fixed: float
     unit: str
     sources: Mapping[str, int]
+    empty: Tensor | None = None
 
     def by_choice(self) -> Tensor:
         """Cost of an option summed over the slots of its choice, float64, shape (choices, options)."""
@@ -70,8 +73,11 @@ class CostTable:
         total = self.fixed
         for slot, index in enumerate(self.choice_of):
             choice = self.choices[index]
-            for name in architecture.choices[choice.name]:
+            chosen = architecture.choices[choice.name]
+            for name in chosen:
                 total += float(self.values[slot, choice.options.index(name)])
+            if not chosen and self.empty is not None:
+                total += float(self.empty[slot])
         return total
 
 
@@ -85,8 +91,12 @@ def cost_table(space: SearchSpace, model: CostModel) -> CostTable:
     width = max(len(choice.options) for choice in choices)
     values = torch.zeros(len(slots), width, dtype=torch.float64)
     mask = torch.zeros(len(slots), width, dtype=torch.bool)
+    empty = torch.zeros(len(slots), dtype=torch.float64)
     sources: dict[str, int] = {}
     specs = list(space.fixed_specs())
+    for slot in slots:
+        always = getattr(FAMILIES.get(slot.family), "always", None)
+        specs += [] if always is None else always(slot)
     fixed = model.net_cost + sum(model.cost(spec) for spec in specs)
     for row, slot in enumerate(slots):
         for column, name in enumerate(slot.choice.options):
@@ -94,12 +104,26 @@ def cost_table(space: SearchSpace, model: CostModel) -> CostTable:
             values[row, column] = model.cost(spec)
             mask[row, column] = True
             specs.append(spec)
+        fallback = getattr(FAMILIES.get(slot.family), "fallback", None)
+        if slot.choice.pick == "any" and fallback is not None:
+            empty[row] = model.cost(FAMILIES.get(slot.family).spec(slot, fallback))
     for spec in set(specs):
         source = model.source(spec)
         sources[source] = sources.get(source, 0) + 1
     order = {choice.name: index for index, choice in enumerate(choices)}
     choice_of = tuple(order[slot.choice.name] for slot in slots)
-    return CostTable(tuple(s.name for s in slots), choices, choice_of, values, mask, fixed, model.unit, sources)
+    names = tuple(slot.name for slot in slots)
+    return CostTable(names, choices, choice_of, values, mask, fixed, model.unit, sources, empty)
+
+
+def deployed_specs(slot: Slot, names: tuple[str, ...]) -> tuple[OpSpec, ...]:
+    """Ops that chosen options of a slot are when they are deployed."""
+    family = FAMILIES.get(slot.family)
+    folded = getattr(family, "deployed", None)
+    if folded is not None:
+        found: tuple[OpSpec, ...] = folded(slot, names)
+        return found
+    return tuple(family.spec(slot, name) for name in names)
 
 
 def mean_macs(space: SearchSpace, paths: int | None = None) -> float:

@@ -306,8 +306,7 @@ class BranchShape:
         """Of a branch of that kind here."""
         stride, groups = (1, 1) if kind == "norm" else (self.stride, self.groups)
         channels = (self.in_channels, self.out_channels)
-        activation = {"activation": "none"} if kind == "conv" else {}
-        return OpSpec(kind, *channels, self.size, kernel, stride, groups, expansion, **activation)
+        return OpSpec(kind, *channels, self.size, kernel, stride, groups, expansion, activation="none")
 
 
 class BranchKind(ABC):

@@ -61,7 +61,8 @@ class Moments:
 
     def at_places(self, kernel: Tensor) -> Tensor:
         """Mean over the images of the convolution at every place, less its mean, (O, H' * W')."""
-        return torch.einsum("god,gdl->gol", self._rows(kernel), self.places).flatten(0, 1)
+        found: Tensor = torch.einsum("god,gdl->gol", self._rows(kernel), self.places).flatten(0, 1)
+        return found
 
     def _rows(self, kernel: Tensor) -> Tensor:
         return kernel.flatten(1).unflatten(0, (len(self.mean), -1))

@@ -111,6 +111,7 @@ class RepBlock(nn.Module):
         self.branches = nn.ModuleDict()
         for name in dict.fromkeys((*self.names, *self.always, *fallback)):
             self.branches[name] = BRANCHES.get(name).build(slot.shape, sharing)
+        self.kernel: nn.Parameter | None
         kernel = None
         if sharing:
             kernel = nn.Parameter(torch.empty(slot.out_channels, slot.in_channels // slot.groups, *[slot.kernel] * 2))
@@ -192,7 +193,7 @@ class RepBlock(nn.Module):
                 own.running_mean.sub_(conv.bias)
 
     def silence(self) -> None:
-        """Lets all branches but KxK begin with an output of zero: scale and shift of their last batch norms are zero."""
+        """Lets all branches but KxK begin with an output of zero: their last batch norms scale and shift by zero."""
         for name, branch in self.branches.items():
             if name != FALLBACK:
                 nn.init.zeros_(cast(Branch, branch).bn.weight)

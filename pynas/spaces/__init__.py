@@ -15,9 +15,10 @@ Named so far:
 - `fairnas`: FairNAS's; 224 pixels, 19 layers, 6^19 networks.
 - `fairnas_v1`: the same with 16 layers, after the first version of its paper.
 - `macro`: NAS-Bench-Macro's; 32 pixels, 8 layers, 3^8 networks, whose accuracies are known.
+- `repnas`: RepNAS's; any subset of seven branches for each convolution of a host network. Hosts: see `hosts.py`.
 """
 
 from pynas.registry import SPACES
-from pynas.spaces import fairnas, fbnet
+from pynas.spaces import fairnas, fbnet, hosts, repnas
 
-__all__ = ["SPACES", "fairnas", "fbnet"]
+__all__ = ["SPACES", "fairnas", "fbnet", "hosts", "repnas"]

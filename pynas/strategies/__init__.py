@@ -3,12 +3,25 @@
 To add a strategy: one file here with a dataclass that derives from `base.Strategy` (its fields are the hyper-parameters
 and become flags; defaults are the paper's, `PRESETS` names others), registered in `STRATEGIES`, and its import line
 below. One that trains a supernet on paths finds its descent, its counts and its length in `shared_weights`, and its
-networks in `derive`. Data, checkpoints, logs, budgets and the command line are not its business. The contract tests in
-`tests/test_strategies.py` pick it up.
+networks in `derive`. `PICKS` says whether it chooses one option or any subset of them, `TRAINS` whether its search
+leaves a network that is trained to the end. Data, checkpoints, logs, budgets and the command line are not its business.
+The contract tests in `tests/test_strategies.py` pick it up.
 """
 
 from pynas.registry import STRATEGIES
-from pynas.strategies import ef, fairnas, fbnet, one_shot, random, spos
+from pynas.strategies import ef, fairnas, fbnet, one_shot, random, repnas, spos
 from pynas.strategies.base import Candidate, Problem, Strategy
 
-__all__ = ["STRATEGIES", "Candidate", "Problem", "Strategy", "ef", "fairnas", "fbnet", "one_shot", "random", "spos"]
+__all__ = [
+    "STRATEGIES",
+    "Candidate",
+    "Problem",
+    "Strategy",
+    "ef",
+    "fairnas",
+    "fbnet",
+    "one_shot",
+    "random",
+    "repnas",
+    "spos",
+]
