@@ -44,10 +44,8 @@ def _space(plan: Plan) -> list[str]:
     bounds, networks = cost_range(plan.table), 1
     for choice in plan.space.choices():
         networks *= len(choice.options)
-    lines = [
-        f"space: {plan.space.name}, {len(plan.space.choices())} choices, {networks:.3g} networks, "
-        f"predicted {bounds.low:.3g} to {bounds.high:.3g} ms"
-    ]
+    where = f"{plan.space.name}, {len(plan.space.choices())} choices, {networks:.3g} networks"
+    lines = [f"space: {where}, predicted {bounds.low:.3g} to {bounds.high:.3g} ms"]
     if plan.goals:
         return lines + _goals(plan)
     if plan.budget is None:

@@ -65,7 +65,8 @@ class Moments:
         return found
 
     def _rows(self, kernel: Tensor) -> Tensor:
-        return kernel.flatten(1).unflatten(0, (len(self.mean), -1))
+        rows: Tensor = kernel.flatten(1).unflatten(0, (len(self.mean), -1))
+        return rows
 
 
 def merged_sum(x: Tensor, running: Sequence[tuple[Branch, Tensor | None]], kernel: Tensor | None) -> Tensor:
