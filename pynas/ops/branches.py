@@ -34,10 +34,10 @@ class Affine:
 
     @staticmethod
     def running(bn: nn.BatchNorm2d, dtype: torch.dtype | None = None) -> Affine:
-        """With running statistics."""
+        """With running statistics, of which it keeps no view: another forward pass may come before the backward."""
         assert bn.running_mean is not None
         assert bn.running_var is not None
-        return Affine.of(bn, bn.running_mean, bn.running_var, dtype)
+        return Affine.of(bn, bn.running_mean.clone(), bn.running_var, dtype)
 
     @staticmethod
     def of(bn: nn.BatchNorm2d, mean: Tensor, variance: Tensor, dtype: torch.dtype | None = None) -> Affine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -198,6 +199,13 @@ class RepBlock(nn.Module):
             if name != FALLBACK:
                 nn.init.zeros_(cast(Branch, branch).bn.weight)
                 nn.init.zeros_(cast(Branch, branch).bn.bias)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, which cannot hold the graph that gates belong to."""
+        state = self.__dict__.copy()
+        if self.gates is not None:
+            state["gates"] = dataclasses.replace(self.gates, values=self.gates.values.detach())
+        return state
 
     # Folding
 
