@@ -24,7 +24,7 @@ from pynas.settings import usual_strategy
 from pynas.spaces.hosts import HOSTS
 
 
-def list_names(what: Literal["spaces", "hosts", "strategies", "devices", "formats", "published", "ops"]) -> None:
+def list_names(what: Literal["spaces", "strategies", "hosts", "devices", "formats", "published", "ops"]) -> None:
     """Lists what can be named.
 
     Args:
@@ -138,8 +138,8 @@ def _named_strategy(args: list[str]) -> list[str]:
     values |= {key: vars(asked)[key] for key in ("epochs", "batch_size") if vars(asked)[key] is not None}
     config = [f"--config={asked.config}"] if asked.config else []
     filled = [f"--strategy.{field}={value}" for field, value in values.items()]
-    of_space = cls.SPACE_OPTIONS.get(asked.preset, {})
-    filled += [f"--space_options.{field}={json.dumps(value)}" for field, value in of_space.items()]
+    for field, value in cls.SPACE_OPTIONS.get(asked.preset, {}).items():
+        filled.append(f"--space_options.{field}={value if isinstance(value, str) else json.dumps(value)}")
     return [rest[0], *config, f"--strategy={cls.__module__}.{cls.__qualname__}", *filled, *rest[1:]]
 
 

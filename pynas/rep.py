@@ -144,7 +144,7 @@ def _check_places(net: nn.Module, found: Sequence[Place], names: tuple[str, ...]
     modules = dict(probe.named_modules())
     for place in found:
         conv, bn = modules[place.name], modules.get(place.norm) if place.norm else None
-        there = dataclasses.replace(place, conv=conv, bn=bn)  # type: ignore[arg-type]
+        there = dataclasses.replace(place, conv=conv, bn=bn)
         made = _block(there, names, False)
         replace(probe, there, made, made)
         made.silence()

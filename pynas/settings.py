@@ -78,7 +78,7 @@ def _objectives(asked: Mapping[str, Any]) -> dict[str, Any]:
         for name in ("limits", "directions", "evolution"):
             if asked[name]:
                 raise ValueError(f"{name} goes with objectives. Add --objectives accuracy,latency, for instance.")
-        return dict(LATER)
+        return {name: LATER[name] for name in ("objectives", "limits", "directions", "evolution")}
     if not isinstance(limits, Mapping) or not isinstance(directions, Mapping):
         raise ValueError(
             "limits and directions must be dictionaries, for instance {'macs': 4e8} and {'params': 'max'}."

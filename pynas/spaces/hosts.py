@@ -255,7 +255,10 @@ def imported(walk: Walk, name: str, make: Callable[..., Any]) -> nn.Module:
         raise ValueError(f"The host {name!r} is the user's own: width and small_images do not apply to it.")
     parameters = inspect.signature(make).parameters.values()
     takes = any(p.name == "num_classes" or p.kind is p.VAR_KEYWORD for p in parameters)
-    net = make(num_classes=walk.classes) if takes else make()
+    try:
+        net = make(num_classes=walk.classes) if takes else make()
+    except Exception as error:  # whatever the user's code raises
+        raise ValueError(f"The host {name!r} fails: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(net, nn.Module):
         raise ValueError(f"The host {name!r} answers with {type(net).__name__}, not with a torch.nn.Module.")
     parameter = next(net.parameters(), torch.empty(0))
