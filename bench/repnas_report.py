@@ -72,10 +72,9 @@ def spread(values: Sequence[float], unit: str = "") -> str:
 
 def table(results: Mapping[str, Record]) -> None:
     """A line for every contestant: accuracy, and what a step and the folded network cost."""
-    print(
-        "| contestant | seeds | test accuracy % | step, CPU ms | peak MB | training params | folded ms | folded params |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    columns = ("contestant", "seeds", "test accuracy %", "step, CPU ms", "peak MB", "training params")
+    columns += ("folded ms", "folded params")
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     for name in FIXED + SEARCHED:
         found, cost = accuracies(results, name), results.get(f"cost:{name}")
         run = next((results[f"{name}:{seed}"] for seed in found), None)

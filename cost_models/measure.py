@@ -15,6 +15,7 @@ from .table import LatencyTable
 from .torch_training import TorchTraining
 
 REPEATS = 15
+STEP_REPEATS = 5  # of a training step, which takes long
 
 
 def measure(
@@ -110,7 +111,9 @@ def training_table(
     runner = TorchTraining(threads, batch=batch)
     folder = places.training_folder(runner)
     with _torch_seed_kept():
-        return measure(specs, build=build, runner=runner, folder=folder, name="host-train", report=report)
+        return measure(
+            specs, build=build, runner=runner, folder=folder, name="host-train", repeats=STEP_REPEATS, report=report
+        )
 
 
 @contextmanager

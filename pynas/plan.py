@@ -130,11 +130,12 @@ def make_plan(config: Mapping[str, Any], show: Show, folder: RunFolder | None = 
     )
     space = make_space(config["space"], {**config["space_options"], "classes": len(data.classes)})
     strategy.suit(space)
-    device = open_device(config["device"], space, config["strict_table"], show, folder)
     branches: Branches | None = None
     budget: float | None
-    if picks_any(space.choices()):
+    if picks_any(space.choices()):  # before the device, which may take long to measure
         branches = open_branches(space, config, strategy.batch_size, show, folder)
+    device = open_device(config["device"], space, config["strict_table"], show, folder)
+    if branches is not None:
         check_latency(branches, space, device)
         table = branches.table
         budget = branches.limit
