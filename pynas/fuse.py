@@ -56,12 +56,17 @@ class Foldable(Protocol):
     def restores(self) -> bool:
         """Whether that is what a user's network had there."""
 
-    def folded_modules(self, name: str) -> Mapping[str, nn.Module]:
+    def folded_modules(self, name: str, restore: bool = True) -> Mapping[str, nn.Module]:
         """Modules by their full names, given that of the module itself. Raises ValueError where it cannot be."""
 
 
 def fuse(
-    net: nn.Module, example: Tensor | None = None, tolerance: float = 1e-4, *, in_place: bool = False
+    net: nn.Module,
+    example: Tensor | None = None,
+    tolerance: float = 1e-4,
+    *,
+    in_place: bool = False,
+    restore: bool = True,
 ) -> nn.Module:
     """Copies `net` in eval mode with every block of branches, and every batch norm behind a convolution, folded.
 
@@ -82,6 +87,8 @@ def fuse(
         tolerance: Largest difference allowed, relative to the largest output.
         in_place: Change `net` itself, and return it. What the check finds wrong is then found too late; blocks are
             checked before any of them is replaced.
+        restore: Give a converted network its own layers back. Without, its blocks become convolutions with a bias, as
+            all others do, and what else can be folded is: for deployment.
 
     Raises:
         ValueError: a batch norm to fold keeps no running statistics; a block is searched still; the net fails on
@@ -91,8 +98,8 @@ def fuse(
         raise ValueError(f"fuse takes a torch.nn.Module, not {type(net).__name__}.")
     fused = net.eval() if in_place else copy.deepcopy(net).eval()
     expected = None if example is None else forward(fused, example)  # before the first fold, so the original's
-    restored = any(isinstance(module, Foldable) and module.restores for module in fused.modules())
-    fused = _fold_blocks(fused, in_place)
+    restored = restore and any(isinstance(module, Foldable) and module.restores for module in fused.modules())
+    fused = _fold_blocks(fused, in_place, restore)
     for path, module in [] if restored else list(fused.named_modules()):
         if isinstance(module, nn.Sequential):
             _fold_neighbours(module, f"{path}." if path else "")
@@ -106,19 +113,19 @@ def fuse(
     return fused
 
 
-def _fold_blocks(net: nn.Module, in_place: bool) -> nn.Module:
+def _fold_blocks(net: nn.Module, in_place: bool, restore: bool) -> nn.Module:
     """Puts what foldable modules become in their places, all at once. Returns the net, or what became of it."""
     if isinstance(net, Foldable):
         if in_place:
             raise ValueError("The net is a block itself, which cannot be replaced in place. Use what fuse returns.")
-        (alone,) = net.folded_modules("").values()
+        (alone,) = net.folded_modules("", restore=False).values()
         return alone
     found: dict[str, nn.Module] = {}
     known: dict[int, str] = {}
     for name, module in net.named_modules(remove_duplicate=False):
         if isinstance(module, Foldable):
             first = known.setdefault(id(module), name)
-            found |= module.folded_modules(name) if first == name else {name: found[first]}
+            found |= module.folded_modules(name, restore) if first == name else {name: found[first]}
     for name, module in found.items():
         parent, _, child = name.rpartition(".")
         net.get_submodule(parent)._modules[child] = module

@@ -219,7 +219,7 @@ def export_checked(net: nn.Module, path: Path, data: Data, size: int) -> Report:
 
 def measured_ms(net: nn.Module, size: int) -> tuple[float, float]:
     """Median and interquartile range of a network's latency on this host: one thread, batch 1, batch norm folded."""
-    times = TorchHost().time_net_ms(fuse(net), (1, 3, size, size), TIMINGS)
+    times = TorchHost().time_net_ms(fuse(net, restore=False), (1, 3, size, size), TIMINGS)
     quarters = statistics.quantiles(times, n=4)
     return statistics.median(times), quarters[2] - quarters[0]
 
@@ -240,7 +240,7 @@ def _figures(
     plan: Plan, best: Candidate, trained: Trained, baseline: list[dict[str, Any]], last: Mapping[str, Any]
 ) -> dict[str, Any]:
     size = plan.space.input_size
-    counts = count(trained.model if plan.branches is None else fuse(trained.model), (3, size, size))
+    counts = count(trained.model if plan.branches is None else fuse(trained.model, restore=False), (3, size, size))
     about = plan.device.provenance
     on_host = (about.runner, about.machine.get("cpu"), about.threads) == ("torch", cpu_model(), 1)
     median, spread = measured_ms(trained.model, size) if on_host else (None, None)

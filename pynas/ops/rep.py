@@ -238,15 +238,15 @@ class RepBlock(nn.Module):
         if difference > EXACT:
             raise ValueError(f"The convolution of block {slot.name!r} differs from its branches by {difference:.1e}.")
 
-    def folded_modules(self, name: str) -> dict[str, nn.Module]:
+    def folded_modules(self, name: str, restore: bool = True) -> dict[str, nn.Module]:
         """What takes the block's place: modules by their full names, given the block's own.
 
-        One convolution with bias; in a converted network the layers that were there, a batch norm that only adds the
-        bias where there was a batch norm.
+        One convolution with bias; in a converted network, to `restore` it, the layers that were there, with a batch
+        norm that only adds the bias where there was one.
         """
         weight, bias = self.convolution()
         kind = next(self.parameters()).dtype
-        slot, origin = self.slot, self.origin
+        slot, origin = self.slot, self.origin if restore else None
         norm = origin.norm if origin is not None else ""
         in_conv = origin is None or origin.bias
         conv = nn.Conv2d(
