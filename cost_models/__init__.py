@@ -7,7 +7,8 @@
 What lies where
 - ops and prices: spec, base, analytic; table, rows, provenance, fit; places (where tables lie).
 - filling a table: plan, measure, steady; runners, with timing, machine, compiling and compile_worker shared by
-  ort_local, tvm_local and tvm_rpc (boards, alike, rpc_address, board_session, process; board.py runs on the board).
+  ort_local, tvm_local and tvm_rpc (boards, alike, rpc_address, board_session, process; board.py runs on the board);
+  torch_training times training steps.
 - code for a CPU: tvm_build. Its cost without a board: tvm_model.
 - trusting a table: trust, agreement; fitting one from whole networks: additive, verdict, drift, ridge.
 
@@ -22,9 +23,9 @@ To add
 - a kind of op: one entry in `spec.KINDS`.
 """
 
-from .analytic import COUNTS, Macs, MemoryTraffic, Params, Roofline
+from .analytic import COUNTS, Macs, MemoryTraffic, Params, Roofline, TrainingMemory
 from .base import CostModel
-from .measure import host_table, measure
+from .measure import host_table, measure, training_table
 from .places import Device, device_folder, devices, find, load
 from .provenance import Provenance
 from .rows import Row
@@ -47,6 +48,7 @@ __all__ = [
     "Row",
     "Runner",
     "TorchHost",
+    "TrainingMemory",
     "device_folder",
     "devices",
     "find",
@@ -56,4 +58,5 @@ __all__ = [
     "make_runner",
     "measure",
     "options_of",
+    "training_table",
 ]

@@ -73,6 +73,37 @@ class MemoryTraffic:
 
 
 @dataclass
+class TrainingMemory:
+    """What a training step keeps for its backward pass: the output of every layer before its batch norm, and the input
+    of every layer behind the first. The input of the op itself, which its neighbours share, is left out.
+
+    Args:
+        batch: Images per step.
+        bytes_per_value: 4 for fp32.
+    """
+
+    batch: int
+    bytes_per_value: int = 4
+    name: str = "training-memory"
+    unit: str = "MB a step"
+    net_cost: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_positive("batch", self.batch)
+        _check_positive("bytes_per_value", self.bytes_per_value)
+
+    def cost(self, spec: OpSpec) -> float:
+        kept = sum(layer.writes for layer in spec.layers) + sum(layer.reads for layer in spec.layers[1:])
+        return self.batch * self.bytes_per_value * kept * 1e-6
+
+    def source(self, spec: OpSpec) -> str:
+        return "analytic"
+
+    def describe(self) -> str:
+        return f"activations kept in a training step of {self.batch} images; no device was measured"
+
+
+@dataclass
 class Roofline:
     """A lower bound on latency: each primitive layer takes the longer of computing and moving its data, plus overhead.
 

@@ -12,8 +12,10 @@ from .plan import Report, plan
 from .runners import Runner, TorchHost
 from .spec import OpSpec
 from .table import LatencyTable
+from .torch_training import TorchTraining
 
 REPEATS = 15
+STEP_REPEATS = 5  # of a training step, which takes long
 
 
 def measure(
@@ -82,6 +84,36 @@ def host_table(
     runner = TorchHost(threads)
     with _torch_seed_kept():
         return measure(specs, build=build, runner=runner, folder=places.host_folder(runner), name="host", report=report)
+
+
+def training_table(
+    specs: Iterable[OpSpec],
+    *,
+    build: Callable[[OpSpec], Any],
+    batch: int,
+    threads: int = 1,
+    report: Report | None = None,
+) -> LatencyTable:
+    """What a training step of every op takes on this machine, forward and backward, measured now where it is missing.
+
+    Lies in the user's cache, one table per CPU, torch version, number of threads and batch size.
+
+    Args:
+        specs: the ops that will be asked for.
+        build: makes the torch module of an op, in training mode.
+        batch: images per step.
+        threads: of torch.
+        report: see `measure`.
+
+    Raises:
+        ValueError, OSError: see `measure`.
+    """
+    runner = TorchTraining(threads, batch=batch)
+    folder = places.training_folder(runner)
+    with _torch_seed_kept():
+        return measure(
+            specs, build=build, runner=runner, folder=folder, name="host-train", repeats=STEP_REPEATS, report=report
+        )
 
 
 @contextmanager

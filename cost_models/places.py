@@ -59,6 +59,12 @@ def host_folder(runner: Runner | None = None) -> Path:
     return own
 
 
+def training_folder(runner: Runner) -> Path:
+    """The folder of what training steps take on this machine: $XDG_CACHE_HOME/pynas/host-train/<fingerprint>."""
+    here = Provenance.of("host-train", runner, repeats=1)
+    return xdg("XDG_CACHE_HOME", ".cache") / "pynas" / "host-train" / here.fingerprint
+
+
 def load(name: str, *, strict: bool = False) -> LatencyTable:
     """Load a device's latency table by name.
 

@@ -24,7 +24,8 @@ class Layer:
     of pixels that a pool looks at for each of its outputs.
     """
 
-    op: str  # "conv", "depthwise" (one channel per group), "linear", "pool", "add", "scale", "shuffle", "activation"
+    # "conv", "depthwise" (one channel per group), "linear", "pool", "add", "scale", "shuffle", "activation", "norm"
+    op: str
     reads: int
     writes: int
     size: int  # output height = width
@@ -43,8 +44,10 @@ class OpSpec:
     "pool" (global average), "linear" (with bias). Those of cells (DARTS, SNAS): "none" (zeros), "relu_conv" (ReLU, KxK
     conv, BN), "reduce" (ReLU, two strided 1x1 convs of half the channels each, the second one pixel further, BN),
     "sep_conv" (ReLU, depthwise KxK, 1x1 conv, BN, twice), "dil_conv" (the same once, with dilation), "max_pool",
-    "avg_pool" (KxK, padding not counted), and both with a BN: "max_pool_bn", "avg_pool_bn". Padding is kernel // 2
-    (times dilation), so the output size is ceil(size / stride).
+    "avg_pool" (KxK, padding not counted), and both with a BN: "max_pool_bn", "avg_pool_bn". Branches of a
+    re-parameterisable block beside "conv", each with a BN and without activation: "row" (1xK conv), "column" (Kx1
+    conv), "pointwise_conv" (1x1 conv to expansion * in_channels, BN, KxK conv), "pointwise_avg" (1x1 conv, BN, KxK
+    average), "norm" (BN alone). Padding is kernel // 2 (times dilation), so the output size is ceil(size / stride).
 
     A kind without activation field always has `activation == "none"`, whatever was passed, so that equal ops have equal
     specs.
@@ -61,7 +64,7 @@ class OpSpec:
     kernel: int = 1
     stride: int = 1
     groups: int = 1  # conv: its groups; mbconv: of the two 1x1 convs, with a channel shuffle after the first if > 1
-    expansion: int = 1  # mbconv: hidden channels = expansion * in_channels
+    expansion: int = 1  # mbconv, pointwise_conv: hidden channels = expansion * in_channels
     dilation: int = 1
     squeeze: int = 0  # mbconv: channels in the middle of its squeeze-and-excitation; 0 for none
     affine: int = 1  # ops of cells: 0 where their BNs have no scale and shift
@@ -254,6 +257,32 @@ def _mbconv_layers(spec: OpSpec) -> Iterator[Layer]:
         yield Layer("add", 2 * last.writes, last.writes, last.size)
 
 
+def _stripe_layers(spec: OpSpec) -> Iterator[Layer]:
+    """1xK and Kx1: K weights for each pair of channels."""
+    square = _conv(spec.in_channels, spec.out_channels, spec.size, spec.kernel, spec.stride, spec.groups)
+    weights = (square.params - 2 * spec.out_channels) // spec.kernel
+    out = square.size
+    yield replace(square, params=weights + 2 * spec.out_channels, macs=weights * out * out)
+
+
+def _pointwise_conv_layers(spec: OpSpec) -> Iterator[Layer]:
+    hidden = spec.expansion * spec.in_channels
+    yield _conv(spec.in_channels, hidden, spec.size, groups=spec.groups)
+    yield _conv(hidden, spec.out_channels, spec.size, spec.kernel, spec.stride, spec.groups)
+
+
+def _pointwise_avg_layers(spec: OpSpec) -> Iterator[Layer]:
+    first = _conv(spec.in_channels, spec.out_channels, spec.size, groups=spec.groups)
+    yield first
+    out = -(-spec.size // spec.stride)
+    yield Layer("pool", first.writes, spec.out_channels * out * out, out, 2 * spec.out_channels)
+
+
+def _norm_layers(spec: OpSpec) -> Iterator[Layer]:
+    values = spec.in_channels * spec.size * spec.size
+    yield Layer("norm", values, values, spec.size, 2 * spec.in_channels)
+
+
 def _squeeze_layers(channels: int, middle: int, size: int, activation: str) -> Iterator[Layer]:
     """Squeeze-and-excitation (Hu et al. 2018): mean, 1x1 conv, activation, 1x1 conv, sigmoid, and a product."""
     yield Layer("pool", channels * size * size, channels, 1)
@@ -319,6 +348,8 @@ def _window_bn_layers(spec: OpSpec) -> Iterator[Layer]:
 
 
 FREE = frozenset({"skip", "none"})
+_BRANCH = frozenset({"kernel", "stride", "groups"})
+
 KINDS: dict[str, Kind] = {
     "skip": Kind(_skip_layers, keeps_channels=True),
     "none": Kind(_skip_layers, frozenset({"stride"}), keeps_channels=True),
@@ -326,6 +357,11 @@ KINDS: dict[str, Kind] = {
     "mbconv": Kind(
         _mbconv_layers, frozenset({"kernel", "stride", "groups", "expansion", "dilation", "squeeze", "activation"})
     ),
+    "row": Kind(_stripe_layers, _BRANCH),
+    "column": Kind(_stripe_layers, _BRANCH),
+    "pointwise_conv": Kind(_pointwise_conv_layers, _BRANCH | {"expansion"}),
+    "pointwise_avg": Kind(_pointwise_avg_layers, _BRANCH),
+    "norm": Kind(_norm_layers, keeps_channels=True),
     "pool": Kind(_pool_layers, keeps_channels=True),
     "linear": Kind(_linear_layers),
     "relu_conv": Kind(_relu_conv_layers, frozenset({"kernel", "stride", "affine"})),

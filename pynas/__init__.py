@@ -7,8 +7,8 @@ Counts(params=4321464, macs=249921848)
 
 The front door is `search`; `retrain`, `evaluate`, `export` and `measure` do its parts alone, `check_table` and
 `fit_table` look after latency tables, `fairness` says whether the options of a search had equal chances, `rank` how
-well it orders networks, `plot_pareto` and `draw_cells` draw what it found. Everything with a name (spaces, strategies,
-formats, devices) is listed by `pynas list`.
+well it orders networks, `plot_pareto` and `draw_cells` draw what it found. `rep` gives networks of your own branches to
+train with. Everything with a name (spaces, strategies, formats, devices) is listed by `pynas list`.
 """
 
 import cost_models
@@ -16,6 +16,7 @@ import pynas.export  # noqa: F401  loads the package before its name becomes the
 from pynas import fuse as _fuse
 from pynas import published as _published
 from pynas import rank as _rank
+from pynas import rep
 from pynas.architecture import Architecture
 from pynas.choices import Choice, Gates, Slot
 from pynas.counting import Counts, count
@@ -29,6 +30,7 @@ from pynas.strategies.fairnas import FairNAS
 from pynas.strategies.fbnet import FBNet
 from pynas.strategies.one_shot import OneShot
 from pynas.strategies.random import RandomSearch
+from pynas.strategies.repnas import RepNAS
 from pynas.strategies.snas import SNAS
 from pynas.strategies.spos import SPOS
 from pynas.strategies.uniform import Uniform
@@ -66,6 +68,7 @@ __all__ = [
     "OneShot",
     "RandomSearch",
     "Recipe",
+    "RepNAS",
     "Run",
     "Slot",
     "Supernet",
@@ -88,6 +91,7 @@ __all__ = [
     "published",
     "rank",
     "read_truth",
+    "rep",
     "retrain",
     "search",
 ]

@@ -32,11 +32,13 @@ from pynas.training.train import Recipe
 
 def search(
     space: str = "fbnet_tiny",
-    strategy: str | Strategy = "fbnet",
+    strategy: str | Strategy = "auto",
     data: str = "digits",
     device: str = "host",
     latency_ms: float | Literal["auto"] | None = "auto",
     *,
+    host: str | None = None,
+    budget: int | float | str | None = None,
     objectives: list[str] | str | None = None,
     limits: dict[str, float] | None = None,
     directions: dict[str, Literal["max", "min"]] | None = None,
@@ -67,11 +69,17 @@ def search(
 
     Args:
         space: Name of a search space; see `pynas list spaces`.
-        strategy: How to search: a name (see `pynas list strategies`) or a strategy with its hyper-parameters.
+        strategy: How to search: a name (see `pynas list strategies`) or a strategy with its hyper-parameters. "auto"
+            is repnas where subsets of branches are searched, and fbnet elsewhere.
         data: "digits", the name of a torchvision data set on disk, or an image folder.
         device: Whose latency table to use; "host" is this machine and is measured on first use.
         latency_ms: Budget; every returned network is predicted to meet it. "auto" is the middle between the cheapest
             and the dearest network (no limit, with objectives); none trades off freely by the strategy's own loss.
+        host: Of space repnas: the network whose convolutions become blocks of branches, a name (see `pynas list hosts`)
+            or a function of yours as "package.module:function".
+        budget: Of space repnas: a number of branches (44), a share of them (0.34, the default), or what a training step
+            may take ("250 ms", timed on this machine; "400 MB"). The folded network costs the same in any case;
+            latency_ms is a limit on it.
         objectives: What to pursue at once: any of accuracy, latency, macs and params, for instance "accuracy,latency".
             The Pareto set is returned; its most accurate network is the best, is trained and exported.
         limits: Worst allowed values with objectives, of these or others, for instance {"macs": 4e8}; a limit of latency
@@ -83,7 +91,7 @@ def search(
         epochs: Overrides the strategy's.
         batch_size: Overrides the strategy's.
         slack: Share of the budget that a returned network may leave unused; not with objectives.
-        recipe: How found networks are trained.
+        recipe: How found networks are trained; not with strategies whose search is the training.
         retrain: Whether to train, test and export the best network.
         baseline: How many random networks of the same budget to train for comparison.
         seed: Of all random numbers.
@@ -123,7 +131,9 @@ def search(
     with setting.using(config["kernels"]):
         plan = make_plan(config, show, folder)
         show_plan(plan, show)
-        run = folder if folder is not None else RunFolder.create(config["out"], {**config, "latency_ms": plan.budget})
+        run = (
+            folder if folder is not None else RunFolder.create(config["out"], {**config, "latency_ms": plan.latency_ms})
+        )
         show.line(f"run folder: {run.path}")
         result = pipeline.execute(plan, run, show)
     show_result(result, show)

@@ -60,6 +60,14 @@ class Architecture:
                     raise unknown(f"option of {name!r}", option, choice.options)
             if choice.pick == "one" and len(self.choices[name]) != 1:
                 raise ValueError(f"{name!r} takes one option, not {len(self.choices[name])}: {self.choices[name]}.")
+            if len(set(self.choices[name])) != len(self.choices[name]):
+                raise ValueError(f"{name!r} names an option twice: {self.choices[name]}.")
+        # One order of subsets, so that equal architectures have equal texts.
+        ordered = {
+            name: tuple(option for option in choice.options if option in self.choices[name])
+            for name, choice in wanted.items()
+        }
+        object.__setattr__(self, "choices", ordered)
 
     def search_space(self) -> SearchSpace:
         """The space that this architecture is a member of."""
@@ -135,5 +143,5 @@ class Architecture:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
 
     def __str__(self) -> str:
-        chosen = " ".join("+".join(options) for options in self.choices.values())
+        chosen = " ".join("+".join(options) or "-" for options in self.choices.values())
         return f"{self.space}[{chosen}]"

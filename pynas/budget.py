@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pynas.architecture import Architecture
 from pynas.choices import Choice
 from pynas.registry import SearchSpace
+from pynas.subsets import SubsetCosts, picks_any
 from pynas.supernet import CostTable
 
 BINS = 4096
@@ -32,6 +33,9 @@ class CostRange:
 
 def cost_range(table: CostTable) -> CostRange:
     """What the cheapest and the dearest network of a space cost."""
+    if picks_any(table.choices):
+        subsets = SubsetCosts.of(table)
+        return CostRange(subsets.low, subsets.high)
     costs, mask = table.by_choice().numpy(), table.choice_mask().numpy()
     low = np.where(mask, costs, np.inf).min(1).sum()
     high = np.where(mask, costs, -np.inf).max(1).sum()

@@ -20,9 +20,11 @@ from pynas.export import FORMATS
 from pynas.info import info
 from pynas.published import PUBLISHED
 from pynas.registry import FAMILIES, SPACES, STRATEGIES
+from pynas.settings import usual_strategy
+from pynas.spaces.hosts import HOSTS
 
 
-def list_names(what: Literal["spaces", "strategies", "devices", "formats", "published", "ops"]) -> None:
+def list_names(what: Literal["spaces", "strategies", "hosts", "devices", "formats", "published", "ops"]) -> None:
     """Lists what can be named.
 
     Args:
@@ -40,6 +42,7 @@ def list_names(what: Literal["spaces", "strategies", "devices", "formats", "publ
         return
     registries: dict[str, Any] = {
         "spaces": SPACES,
+        "hosts": HOSTS,
         "strategies": STRATEGIES,
         "formats": FORMATS,
         "published": PUBLISHED,
@@ -49,9 +52,10 @@ def list_names(what: Literal["spaces", "strategies", "devices", "formats", "publ
 
 
 def _options() -> list[tuple[str, object]]:
+    from pynas.ops.branches import BRANCHES
     from pynas.ops.mbconv import OPTIONS
 
-    return list(OPTIONS.items())
+    return [*OPTIONS.items(), *((name, type(kind).__name__) for name, kind in BRANCHES.items())]
 
 
 COMMANDS: dict[str, Any] = {
@@ -118,11 +122,16 @@ def _named_strategy(args: list[str]) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for flag in ("--strategy", "--preset", "--config", "--epochs", "--batch_size"):
         parser.add_argument(flag)
+    asked_space = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    asked_space.add_argument("--space")
     try:
         asked, rest = parser.parse_known_args(args)
     except argparse.ArgumentError:
         return args  # a flag without its value; the real parser says so
-    name = asked.strategy or _strategy_of(asked.config) or "fbnet"
+    name = asked.strategy or _named_in(asked.config, "strategy") or "auto"
+    if name == "auto":
+        space = asked_space.parse_known_args(rest)[0].space or _named_in(asked.config, "space")
+        name = usual_strategy(space, {}) if space is not None and space in SPACES else "fbnet"
     if name not in STRATEGIES:
         return args
     cls = STRATEGIES.get(name)
@@ -130,6 +139,8 @@ def _named_strategy(args: list[str]) -> list[str]:
     values |= {key: vars(asked)[key] for key in ("epochs", "batch_size") if vars(asked)[key] is not None}
     config = [f"--config={asked.config}"] if asked.config else []
     filled = [f"--strategy.{field}={value}" for field, value in values.items()]
+    for field, value in cls.SPACE_OPTIONS.get(asked.preset, {}).items():
+        filled.append(f"--space_options.{field}={value if isinstance(value, str) else json.dumps(value)}")
     return [rest[0], *config, f"--strategy={cls.__module__}.{cls.__qualname__}", *filled, *rest[1:]]
 
 
@@ -142,10 +153,10 @@ def _listed(args: list[str]) -> list[str]:
     return [args[0], json.dumps(runs), *args[1 + len(runs) :]] if runs else args
 
 
-def _strategy_of(config: str | None) -> str | None:
-    """The strategy that a configuration file names; "described" for one that it gives in full, which stays as it is."""
+def _named_in(config: str | None, key: str) -> str | None:
+    """What a configuration file names; "described" for a strategy that it gives in full, which stays as it is."""
     if config is None or not Path(config).is_file():
         return None
     content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    strategy = content.get("strategy") if isinstance(content, dict) else None
-    return strategy if isinstance(strategy, str) or strategy is None else "described"
+    found = content.get(key) if isinstance(content, dict) else None
+    return found if isinstance(found, str) or found is None else "described"

@@ -1,10 +1,11 @@
-"""Batch norms folded into the convolutions before them: exact algebra, checked on request."""
+"""Batch norms folded into the convolutions before them, and blocks of branches into one: exact, checked."""
 
 from __future__ import annotations
 
 import copy
 import math
-from typing import get_args
+from collections.abc import Mapping
+from typing import Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +48,31 @@ def fold_conv_bn(weight: Tensor, bias: Tensor | None, bn: Norm, name: str = "") 
     return folded.to(weight.dtype), shift.to(weight.dtype)
 
 
-def fuse(net: nn.Module, example: Tensor | None = None, tolerance: float = 1e-4) -> nn.Module:
-    """Copies `net` in eval mode with every batch norm that directly follows a convolution folded into it.
+@runtime_checkable
+class Foldable(Protocol):
+    """A module that knows what can stand in its place in eval mode, exactly."""
+
+    @property
+    def restores(self) -> bool:
+        """Whether that is what a user's network had there."""
+
+    def folded_modules(self, name: str, restore: bool = True) -> Mapping[str, nn.Module]:
+        """Modules by their full names, given that of the module itself. Raises ValueError where it cannot be."""
+
+
+def fuse(
+    net: nn.Module,
+    example: Tensor | None = None,
+    tolerance: float = 1e-4,
+    *,
+    in_place: bool = False,
+    restore: bool = True,
+) -> nn.Module:
+    """Copies `net` in eval mode with every block of branches, and every batch norm behind a convolution, folded.
+
+    Blocks of branches (`pynas.ops.rep`) become one convolution each, checked in float64 against their branches. A
+    network that `pynas.rep.convert` gave such blocks gets back the very layers that they replaced, and nothing else is
+    folded, so that its state loads into the user's own class; fuse the result again to fold its batch norms.
 
     Pairs are neighbours in an `nn.Sequential` (or a subclass of it) at any depth. The convolution keeps its name and
     type, and gains a bias; an `nn.Identity`, which leaves no trace in an exported graph, keeps the batch norm's place,
@@ -61,15 +85,22 @@ def fuse(net: nn.Module, example: Tensor | None = None, tolerance: float = 1e-4)
         net: Any module.
         example: An input of `net`, (B, ...) on its device. If given, both nets answer it and are compared.
         tolerance: Largest difference allowed, relative to the largest output.
+        in_place: Change `net` itself, and return it. What the check finds wrong is then found too late; blocks are
+            checked before any of them is replaced.
+        restore: Give a converted network its own layers back. Without, its blocks become convolutions with a bias, as
+            all others do, and what else can be folded is: for deployment.
 
     Raises:
-        ValueError: a batch norm to fold keeps no running statistics; the net fails on `example`; or the outputs differ.
+        ValueError: a batch norm to fold keeps no running statistics; a block is searched still; the net fails on
+            `example`; or the outputs differ.
     """
     if not isinstance(net, nn.Module):
         raise ValueError(f"fuse takes a torch.nn.Module, not {type(net).__name__}.")
-    fused = copy.deepcopy(net).eval()
+    fused = net.eval() if in_place else copy.deepcopy(net).eval()
     expected = None if example is None else forward(fused, example)  # before the first fold, so the original's
-    for path, module in list(fused.named_modules()):
+    restored = restore and any(isinstance(module, Foldable) and module.restores for module in fused.modules())
+    fused = _fold_blocks(fused, in_place, restore)
+    for path, module in [] if restored else list(fused.named_modules()):
         if isinstance(module, nn.Sequential):
             _fold_neighbours(module, f"{path}." if path else "")
     if example is not None and expected is not None:
@@ -80,6 +111,25 @@ def fuse(net: nn.Module, example: Tensor | None = None, tolerance: float = 1e-4)
                 f"tolerance {tolerance:g}. A larger tolerance= accepts it (half precision needs about 1e-2)."
             )
     return fused
+
+
+def _fold_blocks(net: nn.Module, in_place: bool, restore: bool) -> nn.Module:
+    """Puts what foldable modules become in their places, all at once. Returns the net, or what became of it."""
+    if isinstance(net, Foldable):
+        if in_place:
+            raise ValueError("The net is a block itself, which cannot be replaced in place. Use what fuse returns.")
+        (alone,) = net.folded_modules("", restore=False).values()
+        return alone
+    found: dict[str, nn.Module] = {}
+    known: dict[int, str] = {}
+    for name, module in net.named_modules(remove_duplicate=False):
+        if isinstance(module, Foldable):
+            first = known.setdefault(id(module), name)
+            found |= module.folded_modules(name, restore) if first == name else {name: found[first]}
+    for name, module in found.items():
+        parent, _, child = name.rpartition(".")
+        net.get_submodule(parent)._modules[child] = module
+    return net
 
 
 def _fold_neighbours(sequence: nn.Sequential, prefix: str) -> None:

@@ -14,6 +14,7 @@ import cost_models
 from cost_models.analytic import Macs, Params
 from cost_models.runners import TorchHost, cpu_model
 from pynas.architecture import Architecture
+from pynas.branch_plan import STEPS, branch_figures, folded_ms
 from pynas.budget import cost_range
 from pynas.console import Show
 from pynas.counting import count
@@ -45,6 +46,8 @@ def _keep_tables(plan: Plan, run: RunFolder) -> None:
     (run.path / "elsewhere").mkdir(exist_ok=True)
     for table in plan.elsewhere:
         table.copy_to(run.path / "elsewhere" / table.name)
+    if plan.branches is not None and plan.branches.steps is not None and not (run.path / STEPS).is_dir():
+        plan.branches.steps.copy_to(run.path / STEPS)
     plan.device.copy_to(run.path / ".device").rename(run.path / "device")
 
 
@@ -72,7 +75,10 @@ def _stages(plan: Plan, run: RunFolder, show: Show) -> Run:
         write_png(plot_pareto(Run.of(run, judged, {})), run.path / "pareto.png")
     figures: dict[str, Any] = run.read_json("result.json") or {}
     if plan.config["retrain"] and not figures:
-        trained = train_alone(plan, best.architecture, run, "retrain", seed, show)
+        if plan.strategy.TRAINS:
+            trained = _as_searched(plan, best.architecture, run)
+        else:
+            trained = train_alone(plan, best.architecture, run, "retrain", seed, show)
         save_model(run.path, trained, plan.data)
         baseline = _baseline(plan, best, run, show)
         report = export_checked(trained.model, run.path / "export" / "net.onnx", plan.data, plan.space.input_size)
@@ -89,22 +95,37 @@ def _search(plan: Plan, run: RunFolder, show: Show) -> list[Candidate]:
     config, strategy = plan.config, plan.strategy
     torch.manual_seed(config["seed"])
     strategy.prepare(plan.problem())
-    feed = Feed(plan.data, batch_size=strategy.batch_size, seed=config["seed"])
+    feed = plan.feed(strategy.batch_size)
     total = sum(strategy.steps(feed, epoch) for epoch in range(strategy.epochs))
     with show.bar(f"search ({config['strategy']['name']})", total) as bar:
         train(strategy, feed, run, "search", bar, _resume(run))
     history = getattr(strategy, "theta_history", None)
     if history is not None:
         run.write_array("theta.npy", history())
-    macs, params = cost_table(plan.space, Macs()), cost_table(plan.space, Params())
-    found = [
-        dataclasses.replace(
-            each, macs=round(macs.cost(each.architecture)), params=round(params.cost(each.architecture))
-        )
-        for each in strategy.derive(feed, run, show.bar)
-    ]
+    found = [_counted(plan, each) for each in strategy.derive(feed, run, show.bar)]
     write_candidates(run, found)
     return found
+
+
+def _counted(plan: Plan, found: Candidate) -> Candidate:
+    """A network with its sizes as it is deployed."""
+    if plan.branches is not None:
+        plain: nn.Module = plan.space.plain()  # type: ignore[attr-defined]  # spaces of subsets fold to something
+        counts = count(plain, (3, plan.space.input_size, plan.space.input_size))
+        return dataclasses.replace(found, macs=counts.macs, params=counts.params)
+    macs, params = cost_table(plan.space, Macs()), cost_table(plan.space, Params())
+    net = found.architecture
+    return dataclasses.replace(found, macs=round(macs.cost(net)), params=round(params.cost(net)))
+
+
+def _as_searched(plan: Plan, architecture: Architecture, run: RunFolder) -> Trained:
+    """The found network as the search trained it, tested."""
+    model, test = inherited(plan, architecture, run), plan.data.test
+    trained = Trained(model, architecture, accuracy(model, test, plan.data), len(test), run.path)
+    record = {"net": architecture.to_json(), "accuracy": trained.accuracy, "images": len(test)}
+    about = {"seed": plan.config["seed"], "recipe": dataclasses.asdict(plan.recipe)}
+    note_trained(run, "search", {**record, **about})
+    return trained
 
 
 def train_alone(
@@ -145,6 +166,10 @@ def inherited(plan: Plan, architecture: Architecture, run: RunFolder) -> nn.Modu
         name = plan.config["strategy"]["name"]
         why = f"strategy {name} shares none" if state else f"{run.checkpoint_path('search')} is gone"
         raise ValueError(f"There are no weights to inherit: {why}. Train the network: pynas retrain {run.path}")
+    if plan.strategy.TRAINS:
+        plan.strategy.prepare(plan.problem())
+        plan.strategy.load_state_dict(state)
+        return plan.strategy.result()
     supernet = Supernet(plan.space)
     supernet.load_state_dict(state["net"])
     net = supernet.inherit(architecture)
@@ -194,7 +219,7 @@ def export_checked(net: nn.Module, path: Path, data: Data, size: int) -> Report:
 
 def measured_ms(net: nn.Module, size: int) -> tuple[float, float]:
     """Median and interquartile range of a network's latency on this host: one thread, batch 1, batch norm folded."""
-    times = TorchHost().time_net_ms(fuse(net), (1, 3, size, size), TIMINGS)
+    times = TorchHost().time_net_ms(fuse(net, restore=False), (1, 3, size, size), TIMINGS)
     quarters = statistics.quantiles(times, n=4)
     return statistics.median(times), quarters[2] - quarters[0]
 
@@ -204,7 +229,7 @@ def _priced(architecture: Architecture, space: SearchSpace, device: cost_models.
     specs = net_specs(space, architecture)
     return {
         "device": device.name,
-        "predicted_ms": cost_table(space, device).cost(architecture),
+        "predicted_ms": folded_ms(space, architecture, device),
         "source": device.provenance.source,
         "fitted": sum(device.source(spec) == "fitted" for spec in specs),
         "runner": device.provenance.runner,
@@ -216,7 +241,7 @@ def _figures(
 ) -> dict[str, Any]:
     last = (run.metrics("search") or [{}])[-1]
     size = plan.space.input_size
-    counts = count(trained.model, (3, size, size))
+    counts = count(trained.model if plan.branches is None else fuse(trained.model, restore=False), (3, size, size))
     about = plan.device.provenance
     on_host = (about.runner, about.machine.get("cpu"), about.threads) == ("torch", cpu_model(), 1)
     median, spread = measured_ms(trained.model, size) if on_host else (None, None)
@@ -225,13 +250,13 @@ def _figures(
         "fingerprint": trained.architecture.fingerprint,
         "test_accuracy": trained.accuracy,
         "test_images": trained.images,
-        "held_out_accuracy_inherited": best.accuracy,
+        "held_out_accuracy_inherited": None if plan.strategy.TRAINS else best.accuracy,
         "inherited": read_child(run, best.architecture),
         "params": counts.params,
         "macs": counts.macs,
-        "budget_ms": plan.budget,
+        "budget_ms": plan.latency_ms,
         "slack": plan.config["slack"],
-        "predicted_ms": best.cost,
+        "predicted_ms": plan.predicted_ms(best.architecture),
         "device": plan.device.describe(),
         "sources": dict(plan.table.sources),
         "elsewhere": [_priced(best.architecture, plan.space, device) for device in plan.elsewhere],
@@ -245,4 +270,5 @@ def _figures(
         "kernels": kernels_used(plan.space, plan.config["amp"], getattr(plan.strategy, "batch_size", 16)),
         "recipe": dataclasses.asdict(plan.recipe),
         "seed": plan.config["seed"],
+        **({} if plan.branches is None else {"branches": branch_figures(plan.space, plan.branches, best.architecture)}),
     }

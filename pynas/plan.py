@@ -13,6 +13,8 @@ from torch import nn
 
 import cost_models
 from pynas import kernels
+from pynas.architecture import Architecture
+from pynas.branch_plan import Branches, check_latency, folded_ms, open_branches
 from pynas.budget import check_budget, cost_range
 from pynas.console import Show
 from pynas.evolution import EvolutionSettings
@@ -22,8 +24,10 @@ from pynas.ops import build
 from pynas.pareto import Goal, goals
 from pynas.registry import FAMILIES, SPACES, STRATEGIES, SearchSpace, Vanishing
 from pynas.strategies import Problem, Strategy
-from pynas.supernet import CostTable, cost_table
+from pynas.subsets import picks_any
+from pynas.supernet import CostTable, cost_table, deployed_specs
 from pynas.training.data import Data, open_data
+from pynas.training.feed import Feed, Pool
 from pynas.training.loop import Interrupted
 from pynas.training.run import RunFolder
 from pynas.training.train import Recipe
@@ -42,11 +46,12 @@ class Plan:
         strategy: How.
         data: On which images.
         device: Latency table.
-        table: Its costs of the space's options.
-        budget: In milliseconds, or None.
+        table: Its costs of the space's options; where subsets are chosen, what branches count.
+        budget: In the table's unit, milliseconds but for branches; or None.
         recipe: How found networks are trained.
         elsewhere: Other devices that the result is priced on.
         goals: What to pursue and to limit, the budget among them; none where one network within the budget is wanted.
+        branches: Where subsets are chosen, their budget.
     """
 
     config: Mapping[str, Any]
@@ -59,6 +64,23 @@ class Plan:
     recipe: Recipe
     elsewhere: tuple[cost_models.LatencyTable, ...] = ()
     goals: tuple[Goal, ...] = ()
+    branches: Branches | None = None
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Limit on the latency of what is deployed."""
+        return self.budget if self.branches is None else self.branches.latency_ms
+
+    def predicted_ms(self, architecture: Architecture) -> float:
+        """Latency of a network as it is deployed."""
+        if self.branches is None:
+            return self.table.cost(architecture)
+        return folded_ms(self.space, architecture, self.device)
+
+    def feed(self, batch_size: int) -> Feed:
+        """Batches of the search."""
+        pool: Pool = "train" if self.strategy.TRAINS else "split"
+        return Feed(self.data, batch_size=batch_size, seed=self.config["seed"], pool=pool)
 
     def problem(self) -> Problem:
         """What the strategy is asked to solve."""
@@ -95,6 +117,7 @@ def make_plan(config: Mapping[str, Any], show: Show, folder: RunFolder | None = 
     except TypeError as error:
         raise ValueError(f"The recipe does not fit: {error}.") from None
     unsized = make_space(config["space"], config["space_options"])
+    strategy.check_space(unsized)
     if folder is None:
         check_writable(Path(config["out"]))
     data = open_data(
@@ -107,20 +130,34 @@ def make_plan(config: Mapping[str, Any], show: Show, folder: RunFolder | None = 
     )
     space = make_space(config["space"], {**config["space_options"], "classes": len(data.classes)})
     strategy.suit(space)
+    branches: Branches | None = None
+    budget: float | None
+    if picks_any(space.choices()):  # before the device, which may take long to measure
+        branches = open_branches(space, config, strategy.batch_size, show, folder)
     device = open_device(config["device"], space, config["strict_table"], show, folder)
-    table = cost_table(space, device)
-    budget = config["latency_ms"]
-    if budget == "auto" and config["objectives"]:
-        budget = None  # a Pareto set spans the whole space unless a limit is asked for
-    if budget == "auto":
-        bounds = cost_range(table)
-        budget = float(f"{(bounds.low + bounds.high) / 2:.3g}")
-    if budget is not None:
-        check_budget(table, budget)
+    if branches is not None:
+        check_latency(branches, space, device)
+        table = branches.table
+        budget = branches.limit
+    else:
+        table = cost_table(space, device)
+        budget = _budget(config, table)
     elsewhere = open_elsewhere(space, device.name, show, folder)
-    plan = Plan(config, space, strategy, data, device, table, budget, recipe, elsewhere, goals_of(config, budget))
+    wanted = goals_of(config, budget)
+    plan = Plan(config, space, strategy, data, device, table, budget, recipe, elsewhere, wanted, branches)
     strategy.check(plan.problem())
     return plan
+
+
+def _budget(config: Mapping[str, Any], table: CostTable) -> float | None:
+    """The budget in ms, after a check; "auto" is the middle of what networks cost."""
+    asked = config["latency_ms"]
+    if asked is None or (asked == "auto" and config["objectives"]):
+        return None  # a Pareto set spans the whole space unless a limit is asked for
+    bounds = cost_range(table)
+    budget = float(f"{(bounds.low + bounds.high) / 2:.3g}" if asked == "auto" else asked)
+    check_budget(table, budget)
+    return budget
 
 
 def goals_of(config: Mapping[str, Any], budget: float | None) -> tuple[Goal, ...]:
@@ -164,9 +201,10 @@ def check_writable(out: Path) -> None:
 
 
 def space_specs(space: SearchSpace) -> list[cost_models.OpSpec]:
-    """Every distinct op of a space, fixed ones and those that are sliced where something vanishes included."""
+    """Every distinct op that a network of a space can have when it is deployed: fixed ones and those that are sliced
+    where something vanishes included."""
     sliced = space.sliced_specs() if isinstance(space, Vanishing) else ()
-    options = [FAMILIES.get(slot.family).spec(slot, name) for slot in space.slots() for name in slot.choice.options]
+    options = [spec for slot in space.slots() for name in slot.choice.options for spec in deployed_specs(slot, (name,))]
     return sorted({*space.fixed_specs(), *sliced, *options})
 
 

@@ -10,18 +10,27 @@ from typing import Any
 
 import torch
 
+from pynas.branch_budget import read_budget
 from pynas.evolution import EvolutionSettings
 from pynas.kernels import setting
 from pynas.pareto import GOALS, Goal, goals
 from pynas.plan import make_space
 from pynas.registry import STRATEGIES
+from pynas.subsets import picks_any
 from pynas.training.data import NAMES
 from pynas.training.run import RunFolder
 from pynas.training.train import Recipe
 
 # Settings that came later than the first runs, which are read as if none had been asked for.
-LATER: Mapping[str, Any] = {"objectives": None, "limits": {}, "directions": {}, "evolution": None}
-CALL_ONLY = ("resume", "quiet", "preset", "epochs", "batch_size")  # not settings of a run, or resolved into others
+LATER: Mapping[str, Any] = {"objectives": None, "limits": {}, "directions": {}, "evolution": None, "budget": None}
+CALL_ONLY = (
+    "resume",
+    "quiet",
+    "preset",
+    "epochs",
+    "batch_size",
+    "host",
+)  # not settings of a run, or resolved into others
 
 
 def resolve(asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,20 +40,32 @@ def resolve(asked: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: For a value that cannot work whatever space, data and device say.
     """
     _check_numbers(asked)
-    recipe, options = asked["recipe"] or Recipe(), asked["space_options"] or {}
-    if not isinstance(recipe, Recipe) or not isinstance(options, Mapping):
+    recipe = asked["recipe"]
+    if (recipe is not None and not isinstance(recipe, Recipe)) or not isinstance(asked["space_options"] or {}, Mapping):
         raise ValueError("recipe must be a pynas.Recipe and space_options a dictionary.")
-    name, settings = _strategy(asked)
+    options = _space_options(asked)
+    name, settings = _strategy(asked, options)
+    cls = STRATEGIES.get(name)
+    if isinstance(asked["strategy"], str):
+        options = {**cls.SPACE_OPTIONS.get(asked["preset"], {}), **options}
+    if cls.TRAINS:
+        if recipe is not None:
+            raise ValueError(
+                f"Strategy {name} trains its network in the search, by settings of its own: leave out recipe, and "
+                f"set for instance --strategy.lr (see pynas search --strategy.help {cls.__name__})."
+            )
+        recipe = cls(**settings).recipe()
+    _check_branches(asked, options)
     objectives = _objectives(asked)
     budget = objectives.pop("latency_ms", asked["latency_ms"])
     return {key: value for key, value in asked.items() if key not in CALL_ONLY} | {
         "strategy": {"name": name, "settings": settings},
         "latency_ms": budget if budget in (None, "auto") else float(budget),
-        "recipe": dataclasses.asdict(recipe),
-        "space_options": dict(options),
+        "recipe": dataclasses.asdict(recipe or Recipe()),
+        "space_options": options,
         "data": _data(asked["data"]),
         "out": str(asked["out"]),
-        "threads": _threads(asked),
+        "threads": _threads(asked, options),
         **objectives,
     }
 
@@ -57,7 +78,7 @@ def _objectives(asked: Mapping[str, Any]) -> dict[str, Any]:
         for name in ("limits", "directions", "evolution"):
             if asked[name]:
                 raise ValueError(f"{name} goes with objectives. Add --objectives accuracy,latency, for instance.")
-        return dict(LATER)
+        return {name: LATER[name] for name in ("objectives", "limits", "directions", "evolution")}
     if not isinstance(limits, Mapping) or not isinstance(directions, Mapping):
         raise ValueError(
             "limits and directions must be dictionaries, for instance {'macs': 4e8} and {'params': 'max'}."
@@ -114,9 +135,37 @@ def check_kernels(kernels: object, amp: str) -> None:
         raise ValueError("kernels='fused' computes in float32, amp='bf16' does not. Use kernels='auto' or amp='off'.")
 
 
-def _strategy(asked: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _space_options(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes to the space, the host among them."""
+    options = dict(asked["space_options"] or {})
+    if asked["host"] is None:
+        return options
+    if options.get("host", asked["host"]) != asked["host"]:
+        raise ValueError(f"The host is named twice: {asked['host']!r}, and {options['host']!r} in space_options.")
+    return {**options, "host": asked["host"]}
+
+
+def _check_branches(asked: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Raises ValueError for a branch budget that cannot be, or where there are no branches."""
+    if not picks_any(make_space(asked["space"], options).choices()):
+        if asked["budget"] is not None:
+            raise ValueError(f"budget is one of branches, which space {asked['space']!r} has not. Give latency_ms.")
+        return
+    read_budget(asked["budget"])
+    if asked["objectives"] is not None:
+        raise ValueError("All networks of a branch search cost the same when folded: it takes no objectives.")
+
+
+def usual_strategy(space: str, options: Mapping[str, Any]) -> str:
+    """The strategy that searches a space where none is named."""
+    return "repnas" if picks_any(make_space(space, options).choices()) else "fbnet"
+
+
+def _strategy(asked: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     changes = {key: asked[key] for key in ("epochs", "batch_size") if asked[key] is not None}
     strategy = asked["strategy"]
+    if strategy == "auto":
+        strategy = usual_strategy(asked["space"], options)
     if isinstance(strategy, str):
         made = STRATEGIES.get(strategy).preset(asked["preset"] or "quick", **changes)
         return strategy, dataclasses.asdict(made)
@@ -135,10 +184,10 @@ def _data(data: object) -> str:
     return str(data) if str(data) in NAMES or not Path(data).exists() else str(Path(data).absolute())
 
 
-def _threads(asked: Mapping[str, Any]) -> int:
+def _threads(asked: Mapping[str, Any], options: Mapping[str, Any]) -> int:
     threads = asked["threads"]
     if threads is None:
-        small = make_space(asked["space"], asked["space_options"] or {}).input_size < 32
+        small = make_space(asked["space"], options).input_size < 32
         return 1 if small else torch.get_num_threads()
     return int(threads)
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pynas.architecture import Architecture
+from pynas.branch_plan import branch_rows, space_text
 from pynas.budget import cost_range
 from pynas.console import Show
 from pynas.plan import Plan, kernels_used
@@ -14,7 +16,7 @@ from pynas.rank import Estimate, Ranking
 from pynas.registry import STRATEGIES
 from pynas.results import Run
 from pynas.strategies.pareto_set import settings_of
-from pynas.training.feed import Feed
+from pynas.subsets import picks_any
 from pynas.training.run import RunFolder
 
 MOST_ROWS = 16  # of a Pareto set in the table
@@ -23,33 +25,42 @@ MOST_ROWS = 16  # of a Pareto set in the table
 def show_plan(plan: Plan, show: Show) -> None:
     """Says what will be done, under which budget, and what that costs."""
     strategy, name = plan.strategy, plan.config["strategy"]["name"]
-    feed = Feed(plan.data, batch_size=strategy.batch_size, seed=plan.config["seed"])
+    feed = plan.feed(strategy.batch_size)
     steps = sum(strategy.steps(feed, epoch) for epoch in range(strategy.epochs))
-    bounds = cost_range(plan.table)
     show.line(f"data: {plan.data.describe()}")
     show.line(f"device: {plan.device.describe()}")
-    networks = 1
-    for choice in plan.space.choices():
-        networks *= len(choice.options)
-    show.line(
-        f"space: {plan.space.name}, {len(plan.space.choices())} choices, {networks:.3g} networks, predicted "
-        f"{bounds.low:.3g} to {bounds.high:.3g} ms"
-    )
-    if plan.goals:
-        for line in _goals(plan):
-            show.line(line)
-    elif plan.budget is None:
-        show.line("budget: none; latency is weighed by the strategy's own loss")
-    elif plan.budget >= bounds.high:
-        show.line(f"budget: {plan.budget:g} ms does not bind; every network of the space meets it")
-    else:
-        show.line(f"budget: {plan.budget:g} ms")
+    for line in _branches(plan) if plan.branches is not None else _space(plan):
+        show.line(line)
     show.line(f"kernels: {kernels_used(plan.space, plan.config['amp'], getattr(plan.strategy, 'batch_size', 16))}")
     macs = steps * strategy.batch_size * strategy.macs_per_image(plan.space)
     show.line(
         f"strategy: {name}, {strategy.epochs} epochs, {steps:,} steps of {strategy.batch_size} images, "
         f"{macs / 1e12:,.3g} tera-MACs here; published cost: {strategy.COST}"
     )
+
+
+def _space(plan: Plan) -> list[str]:
+    """What is searched, and under which budget."""
+    bounds, networks = cost_range(plan.table), 1
+    for choice in plan.space.choices():
+        networks *= len(choice.options)
+    where = f"{plan.space.name}, {len(plan.space.choices())} choices, {networks:.3g} networks"
+    lines = [f"space: {where}, predicted {bounds.low:.3g} to {bounds.high:.3g} ms"]
+    if plan.goals:
+        return lines + _goals(plan)
+    if plan.budget is None:
+        return [*lines, "budget: none; latency is weighed by the strategy's own loss"]
+    if plan.budget >= bounds.high:
+        return [*lines, f"budget: {plan.budget:g} ms does not bind; every network of the space meets it"]
+    return [*lines, f"budget: {plan.budget:g} ms"]
+
+
+def _branches(plan: Plan) -> list[str]:
+    """The same where subsets of branches are searched."""
+    assert plan.branches is not None
+    nothing = Architecture(plan.space.name, {c.name: () for c in plan.space.choices()}, plan.space.options())
+    cost_ms = plan.predicted_ms(nothing)
+    return [space_text(plan.space, plan.branches, cost_ms), f"budget: {plan.branches.describe()}"]
 
 
 def _goals(plan: Plan) -> list[str]:
@@ -71,7 +82,9 @@ def show_result(run: Run, show: Show) -> None:
     if RunFolder(run.folder).config().get("objectives"):
         show_pareto(run, show)
     if not figures:
-        show.line(f"best: {best.architecture}, predicted {best.cost:.3g} ms; train it with: pynas retrain {run.folder}")
+        branches = picks_any(best.architecture.search_space().choices())
+        cost = f"costs {best.cost:.4g} of the branch budget" if branches else f"predicted {best.cost:.3g} ms"
+        show.line(f"best: {best.architecture}, {cost}; train it with: pynas retrain {run.folder}")
         return
     try:
         rows = _rows(run)
@@ -171,7 +184,8 @@ def _times(count: float) -> str:
 def _rows(run: Run) -> list[tuple[str, str]]:
     figures = run.figures
     return [
-        ("best net", figures["net"]),
+        ("best net", figures["branches"]["host"] if "branches" in figures else figures["net"]),
+        *branch_rows(figures),
         ("test accuracy", f"{figures['test_accuracy']:.2%} of {figures['test_images']} images"),
         ("params / MACs", f"{figures['params']:,} / {figures['macs']:,}"),
         *_inherited(figures),
@@ -215,7 +229,7 @@ def _collapse(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _budget(figures: Mapping[str, Any]) -> str:
     if figures["budget_ms"] is None:
         return ""
-    if figures.get("objectives"):
+    if figures.get("objectives") or "branches" in figures:
         return f" (limit {figures['budget_ms']:g} ms)"
     share = figures["predicted_ms"] / figures["budget_ms"]
     text = f"{share:.0%} of the budget {figures['budget_ms']:g} ms"
@@ -244,8 +258,9 @@ def _baseline(figures: Mapping[str, Any]) -> str:
     if not found:
         return "not asked for (baseline=0)"
     ahead = figures["test_accuracy"] - statistics.fmean(found)
+    random = ", random branches" if "branches" in figures else ""
     same = "predicted latency" if figures.get("objectives") else "budget"
     return (
-        f"{len(found)} nets of the same {same} and recipe: mean {statistics.fmean(found):.2%}, best {max(found):.2%}; "
-        f"found net {100 * ahead:+.2f} points against the mean"
+        f"{len(found)} nets of the same {same} and recipe{random}: mean {statistics.fmean(found):.2%}, "
+        f"best {max(found):.2%}; found net {100 * ahead:+.2f} points against the mean"
     )

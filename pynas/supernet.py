@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cost_models.analytic import Macs
 from cost_models.base import CostModel
+from cost_models.spec import OpSpec
 from pynas.architecture import Architecture
 from pynas.choices import Choice, Gates, Slot
 from pynas.registry import FAMILIES, SearchSpace, Vanishing
@@ -46,6 +47,7 @@ class CostTable:
         sources: How many specs have which source ("measured", "fitted", "modelled", "analytic").
         whole: Cost of the network that takes the given choices, where some options let more vanish than themselves, so
             that sums are upper bounds; None where sums are exact.
+        empty: Cost of each slot where no option is chosen, float64, shape (slots,); none where that cannot be.
     """
 
     slots: tuple[str, ...]
@@ -57,6 +59,7 @@ class CostTable:
     unit: str
     sources: Mapping[str, int]
     whole: Callable[[Mapping[str, tuple[str, ...]]], float] | None = None
+    empty: Tensor | None = None
 
     def by_choice(self) -> Tensor:
         """Cost of an option summed over the slots of its choice, float64, shape (choices, options)."""
@@ -75,8 +78,11 @@ class CostTable:
         total = self.fixed
         for slot, index in enumerate(self.choice_of):
             choice = self.choices[index]
-            for name in architecture.choices[choice.name]:
+            chosen = architecture.choices[choice.name]
+            for name in chosen:
                 total += float(self.values[slot, choice.options.index(name)])
+            if not chosen and self.empty is not None:
+                total += float(self.empty[slot])
         return total
 
 
@@ -90,8 +96,12 @@ def cost_table(space: SearchSpace, model: CostModel) -> CostTable:
     width = max(len(choice.options) for choice in choices)
     values = torch.zeros(len(slots), width, dtype=torch.float64)
     mask = torch.zeros(len(slots), width, dtype=torch.bool)
+    empty = torch.zeros(len(slots), dtype=torch.float64)
     sources: dict[str, int] = {}
     specs = list(space.fixed_specs())
+    for slot in slots:
+        always = getattr(FAMILIES.get(slot.family), "always", None)
+        specs += [] if always is None else always(slot)
     fixed = model.net_cost + sum(model.cost(spec) for spec in specs)
     for row, slot in enumerate(slots):
         for column, name in enumerate(slot.choice.options):
@@ -99,6 +109,9 @@ def cost_table(space: SearchSpace, model: CostModel) -> CostTable:
             values[row, column] = model.cost(spec)
             mask[row, column] = True
             specs.append(spec)
+        fallback = getattr(FAMILIES.get(slot.family), "fallback", None)
+        if slot.choice.pick == "any" and fallback is not None:
+            empty[row] = model.cost(FAMILIES.get(slot.family).spec(slot, fallback))
     if isinstance(space, Vanishing):
         specs += space.sliced_specs()
         for spec in space.sliced_specs():
@@ -109,7 +122,7 @@ def cost_table(space: SearchSpace, model: CostModel) -> CostTable:
     order = {choice.name: index for index, choice in enumerate(choices)}
     choice_of = tuple(order[slot.choice.name] for slot in slots)
     names = tuple(slot.name for slot in slots)
-    return CostTable(names, choices, choice_of, values, mask, fixed, model.unit, sources, _whole(space, model))
+    return CostTable(names, choices, choice_of, values, mask, fixed, model.unit, sources, _whole(space, model), empty)
 
 
 def _whole(space: SearchSpace, model: CostModel) -> Callable[[Mapping[str, tuple[str, ...]]], float] | None:
@@ -117,6 +130,16 @@ def _whole(space: SearchSpace, model: CostModel) -> Callable[[Mapping[str, tuple
         return None
     specs = space.net_specs
     return lambda choices: model.net_cost + sum(model.cost(spec) for spec in specs(choices))
+
+
+def deployed_specs(slot: Slot, names: tuple[str, ...]) -> tuple[OpSpec, ...]:
+    """Ops that chosen options of a slot are when they are deployed."""
+    family = FAMILIES.get(slot.family)
+    folded = getattr(family, "deployed", None)
+    if folded is not None:
+        found: tuple[OpSpec, ...] = folded(slot, names)
+        return found
+    return tuple(family.spec(slot, name) for name in names)
 
 
 def mean_macs(space: SearchSpace, paths: int | None = None) -> float:

@@ -14,7 +14,8 @@ import numpy as np
 from cost_models.rows import check_ms
 from cost_models.spec import OpSpec
 from pynas.architecture import Architecture
-from pynas.registry import FAMILIES, SearchSpace, Vanishing
+from pynas.registry import SearchSpace, Vanishing
+from pynas.supernet import deployed_specs
 
 COLUMNS = ("architecture", "latency_ms")
 BETWEEN = re.compile(r"[\s,;-]+")
@@ -30,17 +31,13 @@ class TimedNet:
 
 
 def net_specs(space: SearchSpace, architecture: Architecture) -> tuple[OpSpec, ...]:
-    """Ops of a network: those of its slots in order, skip ops included, then everything outside the slots.
+    """Ops of a network as it is deployed: those of its slots in order, skip ops included, then all others.
 
     Without those that vanished, in a space where some can.
     """
     if isinstance(space, Vanishing):
         return space.net_specs(architecture.choices)
-    chosen = [
-        FAMILIES.get(slot.family).spec(slot, name)
-        for slot in space.slots()
-        for name in architecture.choices[slot.choice.name]
-    ]
+    chosen = [spec for slot in space.slots() for spec in deployed_specs(slot, architecture.choices[slot.choice.name])]
     return (*chosen, *space.fixed_specs())
 
 

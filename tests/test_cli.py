@@ -24,7 +24,7 @@ def test_defaults_come_from_the_signature(capsys: pytest.CaptureFixture[str]) ->
     config = config_of(capsys)
     assert (config["space"], config["strategy"], config["data"], config["device"]) == (
         "fbnet_tiny",
-        "fbnet",
+        "auto",
         "digits",
         "host",
     )

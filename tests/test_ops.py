@@ -13,11 +13,13 @@ from torch import nn
 from cost_models import Macs, MemoryTraffic, OpSpec, Params, Roofline, TorchHost
 from pynas import FAMILIES, Choice, Gates, Slot, count, fuse
 from pynas.ops import MODULES, build
+from pynas.ops.branches import BRANCHES, BranchShape
 from pynas.ops.cell import NONE
 from pynas.ops.cell import OPTIONS as CELL_OPTIONS
 from pynas.ops.layers import ACTIVATIONS
 from pynas.ops.mbconv import OPTIONS
 from pynas.ops.prepared import prepare
+from pynas.ops.rep import RepSlot
 from pynas.spaces import fbnet
 
 SHAPES = [(16, 16, 8, 1), (16, 24, 9, 2), (8, 16, 7, 1)]
@@ -46,6 +48,12 @@ CASES += [
     for fields in ({"affine": False, "pool_norm": True}, {"pool_norm": True})
 ]
 CASES += [
+    ("rep", shape, name, {})
+    for shape in SHAPES
+    for name in BRANCHES.names()
+    if BRANCHES.get(name).fits(BranchShape(*shape[:3], kernel=3, stride=shape[3]))
+]
+CASES += [
     ("mbconv", shape, "k3_e3", {"squeeze": 0.5, "activation": activation})
     for shape in SHAPES
     for activation in ("relu6", "swish")
@@ -66,6 +74,8 @@ def randomise(net: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(("family", "shape", "name", "variant"), CASES)
 def test_option(family: str, shape: tuple[int, int, int, int], name: str, variant: dict[str, Any]) -> None:
     here = slot(shape, family=family, **variant)
+    if family == "rep":
+        here = RepSlot("here", Choice("here", BRANCHES.names(), "any"), "rep", *shape)
     spec = FAMILIES.get(family).spec(here, name)
     op = randomise(FAMILIES.get(family).single(here, (name,)))
     x = torch.randn(2, here.in_channels, here.size, here.size, requires_grad=True)

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cost_models.base import CostModel
+from cost_models.spec import OpSpec
 from pynas import SPACES, Architecture, Gates, Supernet, count, published
 from pynas.architecture import FAMILIES
 from pynas.plan import make_space, space_specs
@@ -24,6 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "fairnas_v1": {"input_size": 32, "classes": 5, "width": 0.25, "head_channels": 32},
     "macro": {"input_size": 16, "width": 0.25, "head_channels": 32},
     "cell": {"input_size": 8, "cells": 4, "channels": 4, "nodes": 3},
+    "repnas": {"host": "repvgg_tiny", "dropout": 0.0},
 }
 
 
@@ -38,7 +40,16 @@ def random_architecture(space: SearchSpace, seed: int) -> Architecture:
     for choice in space.choices():
         index = int(torch.randint(len(choice.options), (1,), generator=random))
         chosen[choice.name] = (choice.options[index],)
+        if choice.pick == "any":  # any subset, the empty one among them
+            on = torch.rand(len(choice.options), generator=random) < 0.4
+            chosen[choice.name] = tuple(name for name, taken in zip(choice.options, on, strict=True) if taken)
     return Architecture(space.name, chosen, space.options())
+
+
+def option_specs(space: SearchSpace) -> list[OpSpec]:
+    """Everything that a supernet is made of; what is deployed may be something else."""
+    options = [FAMILIES.get(slot.family).spec(slot, name) for slot in space.slots() for name in slot.choice.options]
+    return [*space.fixed_specs(), *options]
 
 
 def soft_gates(net: Supernet) -> dict[str, Gates]:
@@ -95,7 +106,8 @@ def test_every_spec_has_a_cost(space: SearchSpace, model: CostModel) -> None:
     assert table.fixed > 0
     specs = space_specs(space)
     assert len(specs) == len(set(specs))
-    assert sum(table.sources.values()) == len(specs)
+    assert sum(table.sources.values()) == len(set(option_specs(space)))
+    assert all(model.cost(spec) >= 0 for spec in specs)
 
 
 def test_slots_and_choices_agree(space: SearchSpace) -> None:

@@ -107,6 +107,20 @@ class Reference(nn.Module):
             )
         elif spec.kind == "linear":
             self.only = nn.Linear(spec.in_channels, spec.out_channels)
+        elif spec.kind == "norm":
+            self.only = nn.BatchNorm2d(spec.in_channels)
+        elif spec.kind in ("row", "column"):
+            shape = (1, spec.kernel) if spec.kind == "row" else (spec.kernel, 1)
+            padding = (shape[0] // 2, shape[1] // 2)
+            conv = nn.Conv2d(spec.in_channels, spec.out_channels, shape, spec.stride, padding, 1, spec.groups, False)
+            self.only = nn.Sequential(conv, nn.BatchNorm2d(spec.out_channels))
+        elif spec.kind == "pointwise_conv":
+            outer = self.conv(hidden, spec.out_channels, spec.kernel, spec.stride, spec.groups)
+            self.only = nn.Sequential(self.conv(spec.in_channels, hidden, groups=spec.groups), outer)
+        elif spec.kind == "pointwise_avg":
+            pool = nn.AvgPool2d(spec.kernel, spec.stride, spec.kernel // 2)
+            first = self.conv(spec.in_channels, spec.out_channels, groups=spec.groups)
+            self.only = nn.Sequential(first, pool, nn.BatchNorm2d(spec.out_channels))
 
     @staticmethod
     def conv(cin: int, cout: int, kernel: int = 1, stride: int = 1, groups: int = 1, dilation: int = 1) -> nn.Module:

@@ -103,7 +103,7 @@ def export(
         batches = _batches(original, shape, batch_sizes, samples)
         expected = [forward(original, images) for images in batches]
         metadata = _metadata(shape, expected[0], labels, mean, std)
-        fused = fuse(original, batches[0], tolerance)
+        fused = fuse(original, batches[0], tolerance, restore=False)
         with _stage(f"The net cannot be captured for {exporter.name}"):
             program = _capture(fused, batches[0])
         with _stage(f"The net cannot be written as {exporter.name}"):

@@ -16,9 +16,10 @@ Named so far:
 - `fairnas_v1`: the same with 16 layers, after the first version of its paper.
 - `cell`: DARTS's and SNAS's; 32 pixels, two cells of 14 edges with 8 operations each, stacked to a network.
 - `macro`: NAS-Bench-Macro's; 32 pixels, 8 layers, 3^8 networks, whose accuracies are known.
+- `repnas`: RepNAS's; any subset of seven branches for each convolution of a host network. Hosts: see `hosts.py`.
 """
 
 from pynas.registry import SPACES
-from pynas.spaces import cell, fairnas, fbnet
+from pynas.spaces import cell, fairnas, fbnet, hosts, repnas
 
-__all__ = ["SPACES", "cell", "fairnas", "fbnet"]
+__all__ = ["SPACES", "cell", "fairnas", "fbnet", "hosts", "repnas"]

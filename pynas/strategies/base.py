@@ -8,11 +8,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
+from torch import nn
+
 from cost_models.names import unknown
 from pynas.architecture import Architecture
 from pynas.evolution.settings import EvolutionSettings
 from pynas.pareto import Goal
 from pynas.registry import STRATEGIES, SearchSpace
+from pynas.subsets import picks_any
 from pynas.supernet import CostTable
 from pynas.training.feed import Feed
 from pynas.training.loop import Bars, Progress, unseen
@@ -29,7 +32,8 @@ class Problem:
         space: Where to search.
         table: Cost of every option.
         budget: Upper bound of the predicted cost in the table's unit, or None to trade off freely.
-        slack: Share of the budget that a returned network may leave unused.
+        slack: Share of the budget that a returned network may leave unused. Where subsets are chosen, the table may
+            price branches instead, and the budget is in its unit.
         seed: Of all random numbers.
         amp: Mixed precision of forward passes.
         goals: What to pursue and to limit, where a set of networks is wanted that none dominates; the budget is among
@@ -87,6 +91,11 @@ class Strategy(ABC):
     # Expectation and strict fairness, in the words of FairNAS's table (from memory of the paper, unverified).
     FAIR: ClassVar[tuple[str, str]] = ("-", "-")
     PURSUES: ClassVar[bool] = False  # whether it takes goals
+    PICKS: ClassVar[tuple[str, ...]] = ("one",)  # kinds of choices that it decides: `Choice.pick`
+    # Whether its search trains the found network to the end; then `result` gives it, `recipe` says how others are
+    # trained likewise, and weights see all training images.
+    TRAINS: ClassVar[bool] = False
+    SPACE_OPTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # what a preset changes of the space
 
     @classmethod
     def preset(cls: type[S], name: str, **changes: Any) -> S:
@@ -114,6 +123,22 @@ class Strategy(ABC):
         Raises:
             ValueError: For hyper-parameters that do not fit the space.
         """
+
+    @classmethod
+    def check_space(cls, space: SearchSpace) -> None:
+        """Raises ValueError, naming the strategies that can search a space, unless this one can."""
+        pick = "any" if picks_any(space.choices()) else "one"
+        if pick not in cls.PICKS:
+            able = ", ".join(name for name, other in STRATEGIES.items() if pick in other.PICKS)
+            what = "any subset of options" if pick == "any" else "one option"
+            raise ValueError(
+                f"Strategy {cls.__name__} cannot search space {space.name!r}, whose choices take {what} each. Those "
+                f"that can: {able}."
+            )
+
+    def result(self) -> nn.Module:
+        """The found network as the search trained it, where it does; in eval mode."""
+        raise NotImplementedError(f"{type(self).__name__} trains no network to the end")
 
     @classmethod
     def check_pursues(cls) -> None:

@@ -15,6 +15,7 @@ from pynas.budget import BudgetedPaths, cost_range, to_architecture
 from pynas.fields import check_fields
 from pynas.registry import STRATEGIES, SearchSpace
 from pynas.strategies.base import Candidate, Problem, Strategy
+from pynas.subsets import SubsetCosts, picks_any, random_subsets
 from pynas.supernet import CostTable, mean_macs
 from pynas.training.evaluate import accuracy
 from pynas.training.feed import Feed
@@ -29,8 +30,12 @@ def random_architectures(
 ) -> list[Architecture]:
     """Different architectures, uniform over all of the space whose cost lies in [(1 - slack) * budget, budget].
 
+    Where subsets are chosen, options are taken in random order as long as they fit (`pynas.subsets`).
+
     May return fewer than `count` where the window holds fewer. Raises ValueError when the budget cannot be met.
     """
+    if picks_any(table.choices):
+        return random_subsets(space, table, count, SubsetCosts.of(table).high if budget is None else budget, seed)
     mask = table.choice_mask().numpy()
     uniform = np.where(mask, 0.0, -np.inf)
     limit = cost_range(table).high if budget is None else budget
@@ -65,6 +70,7 @@ class RandomSearch(Strategy):
         "paper": {},
         "quick": {"epochs": 60, "batch_size": 64, "candidates": 6},
     }
+    PICKS: ClassVar[tuple[str, ...]] = ("one", "any")
     COST: ClassVar[str] = "as many passes over the images as FBNet's paper preset, each of one path only"
 
     def __post_init__(self) -> None:
@@ -112,13 +118,17 @@ class RandomSearch(Strategy):
         metrics = self.training.step(feed, Progress(epoch, progress.step))
         if epoch == self.training.epochs - 1 and progress.step == feed.steps_weights - 1:
             self.accuracies.append(accuracy(self.training.result(), feed.data.arch, feed.data, amp=self.problem.amp))
-            self.counts.add_paths(self._path(candidate), times=self.training.epochs * feed.steps_weights)
+            times = self.training.epochs * feed.steps_weights
+            self.counts.add(times * self._taken(candidate), times, times)
         return metrics
 
-    def _path(self, candidate: int) -> Tensor:
-        """Options of a candidate, shape (1, choices)."""
+    def _taken(self, candidate: int) -> Tensor:
+        """Options of a candidate, 0 or 1, shape (choices, options)."""
         chosen = self.architectures[candidate].choices
-        return torch.tensor([[choice.options.index(chosen[choice.name][0]) for choice in self.counts.choices]])
+        taken = torch.zeros(self.counts.mask.shape, dtype=torch.float64)
+        for row, choice in enumerate(self.counts.choices):
+            taken[row, [choice.options.index(name) for name in chosen[choice.name]]] = 1
+        return taken
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
         """Counts are those of finished candidates; each has weights of its own, so they only show what was tried."""
