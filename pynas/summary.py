@@ -33,7 +33,7 @@ def show_plan(plan: Plan, show: Show) -> None:
         networks *= len(choice.options)
     show.line(
         f"space: {plan.space.name}, {len(plan.space.choices())} choices, {networks:.3g} networks, predicted "
-        f"{bounds.low:.3g} to {bounds.high:.3g} ms"
+        f"{bounds.low:.3g} to {bounds.high:.3g} ms{_share_fitted(plan)}"
     )
     if plan.goals:
         for line in _goals(plan):
@@ -50,6 +50,11 @@ def show_plan(plan: Plan, show: Show) -> None:
         f"strategy: {name}, {strategy.epochs} epochs, {steps:,} steps of {strategy.batch_size} images, "
         f"{macs / 1e12:,.3g} tera-MACs here; published cost: {strategy.COST}"
     )
+
+
+def _share_fitted(plan: Plan) -> str:
+    fitted, total = plan.table.sources.get("fitted", 0), sum(plan.table.sources.values())
+    return f", {fitted} of {total} ops fitted" if fitted else ""
 
 
 def _goals(plan: Plan) -> list[str]:
@@ -132,7 +137,7 @@ def show_fairness(runs: Sequence[Mapping[str, Any]], show: Show) -> None:
     columns = ("run", "strategy", "gradients", "paths", "updates", "EF", "SF", "article")
     rows = [
         (
-            Path(run["run"]).name,
+            run["run"],
             run["strategy"],
             f"{run['path_gradients']:,.0f}",
             f"{run['paths']:.3g}",
@@ -154,13 +159,13 @@ def _yes(answer: bool) -> str:
     return "yes" if answer else "no"
 
 
-def _fairness(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _fairness(figures: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
     """How evenly the search trained the options, where it means to."""
     found, strategy = figures.get("fairness"), str(figures.get("strategy"))
     if not found or strategy not in STRATEGIES or STRATEGIES.get(strategy).FAIR[0] != "yes":
         return []
     how = "equal after every step" if found["strict"] else f"expectations {'' if found['expectation'] else 'not '}equal"
-    text = f"{_times(found['least'])} to {_times(found['most'])}, {how}; see: pynas fairness RUN"
+    text = f"{_times(found['least'])} to {_times(found['most'])}, {how}; see: pynas fairness {folder}"
     return [("updates of an option", text)]
 
 
@@ -174,13 +179,13 @@ def _rows(run: Run) -> list[tuple[str, str]]:
         ("best net", figures["net"]),
         ("test accuracy", f"{figures['test_accuracy']:.2%} of {figures['test_images']} images"),
         ("params / MACs", f"{figures['params']:,} / {figures['macs']:,}"),
-        ("predicted latency", f"{figures['predicted_ms']:.3g} ms{_budget(figures)}"),
+        ("predicted latency", f"{figures['predicted_ms']:.3g} ms{_budget(figures)}{_fitted(figures.get('fitted'))}"),
         ("measured latency", _measured(figures)),
         *[(f"on {price['device']}", _elsewhere(price)) for price in figures.get("elsewhere", [])],
         ("random search", _baseline(figures)),
         ("kernels", figures["kernels"]),
         *_collapse(figures),
-        *_fairness(figures),
+        *_fairness(figures, run.folder),
         ("export", figures["export"]["check"]),
         ("run folder", str(run.folder)),
         ("exported file", figures["export"]["path"]),
@@ -221,8 +226,13 @@ def _measured(figures: Mapping[str, Any]) -> str:
 
 
 def _elsewhere(price: Mapping[str, Any]) -> str:
-    fitted = f", {price['fitted']} of its ops fitted" if price["fitted"] else ""
-    return f"{price['predicted_ms']:.3g} ms, {price['source']} by {price['runner']}{fitted}; see: pynas list devices"
+    told = f"{price['source']} by {price['runner']}{_fitted(price['fitted'])}"
+    return f"{price['predicted_ms']:.3g} ms, {told}; see: pynas list devices"
+
+
+def _fitted(ops: int | None) -> str:
+    """How much of a prediction stands on rows of other ops; nothing where none does, or older runs did not count."""
+    return f", {ops} of its ops fitted" if ops else ""
 
 
 def _baseline(figures: Mapping[str, Any]) -> str:
