@@ -67,7 +67,7 @@ def _of_folder(function: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(function, eval_str=True)
     run, *rest = signature.parameters.values()
     command.__signature__ = signature.replace(parameters=[run.replace(annotation=str), *rest])  # type: ignore[attr-defined]
-    del command.__wrapped__  # type: ignore[attr-defined]  # the parser would read that one's
+    del command.__wrapped__  # the parser would read that one's
     return command
 
 

@@ -62,7 +62,7 @@ def plot_pareto(run: Run | str | Path, x: str | None = None) -> Figure:
     axes.set_ylabel("accuracy with inherited weights (%)")
     axes.set_title(_title(found, wanted, config), fontsize=9)
     axes.grid(alpha=0.25)
-    axes.legend(loc="lower right" if _direction(name, wanted) == "min" else "lower left", fontsize=8, framealpha=0.9)
+    axes.legend(loc="best", fontsize=8, framealpha=0.9)
     return figure
 
 

@@ -105,10 +105,13 @@ def show_pareto(run: Run, show: Show) -> None:
         )
     columns = ("net", "accuracy, inherited", "predicted ms", "MACs", "params", "trained alone")
     some = f", {len(rows)} of them shown" if len(rows) < len(nets) else ""
+    others = (
+        f"; others: pynas retrain {run.folder} --net 2, then pynas export {run.folder} --net 2 (--weights inherited "
+        "needs no training)"
+    )
     note = (
-        f"{len(nets)} networks of {len(run.judged)} judged{some}; net 1, the most accurate, is the best; others: "
-        f"pynas retrain {run.folder} --net 2, then pynas export {run.folder} --net 2 (--weights inherited needs no "
-        f"training); picture: {run.folder / 'pareto.png'}"
+        f"{len(nets)} of {len(run.judged)} judged networks{some}; net 1, the most accurate, is the best"
+        f"{others if len(nets) > 1 else ''}; picture: {run.folder / 'pareto.png'}"
     )
     show.table("Pareto set", columns, rows, note=note)
 
