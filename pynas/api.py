@@ -120,7 +120,7 @@ def search(
     show = Show(quiet)
     if resume is not None:
         _only_resume(asked)
-        folder, config = _opened(resume)
+        folder, config = opened(resume)
         if folder.read_json("result.json") is not None:
             finished = Run.open(folder.path)
             show_result(finished, show)
@@ -149,7 +149,8 @@ def _only_resume(asked: Mapping[str, Any]) -> None:
         )
 
 
-def _opened(path: str | Path) -> tuple[RunFolder, dict[str, Any]]:
+def opened(path: str | Path) -> tuple[RunFolder, dict[str, Any]]:
+    """A run and all its settings. Raises ValueError or FileNotFoundError when there is none, or it is broken."""
     folder = RunFolder.open(path)
     return folder, settings.complete(folder.config(), folder, inspect.signature(search).parameters)
 
@@ -196,7 +197,7 @@ def retrain(
     finished = run if isinstance(run, Run) else Run.open(run)
     show = Show(quiet)
     architecture, place = _net(finished, net)
-    folder, config = _opened(finished.folder)
+    folder, config = opened(finished.folder)
     settings.use_threads(config)
     plan = make_plan(config, show, folder)
     _check_space(architecture, plan)
@@ -220,6 +221,11 @@ def retrain(
 def _net(run: Run, net: int | str | None) -> tuple[Architecture, Path]:
     """A network of a run, and the folder whose `model/` is for its weights."""
     if net is None or isinstance(net, str):
+        if net is not None and not Path(net).is_file():
+            raise FileNotFoundError(
+                f"{net!r} is neither a number nor an architecture file. Give a number from 1 to {len(run.candidates)}, "
+                f"or a file such as {run.folder / 'best.json'}."
+            )
         return run.best if net is None else Architecture.load(net), run.folder
     if isinstance(net, bool) or not 1 <= net <= len(run.candidates):
         found = len(run.candidates)
@@ -348,8 +354,8 @@ def _weighted(
             raise ValueError("This network was not trained in a run; give its module to export.")
         if net is not None or weights != "trained":
             raise ValueError("What retrain returned is one network with its weights: net and weights go with a run.")
-        return dataclasses.replace(load_model(run.folder), net=run.model), _opened(run_of(run.folder))[1]
-    folder, config = _opened(run.folder if isinstance(run, Run) else run)
+        return dataclasses.replace(load_model(run.folder), net=run.model), opened(run_of(run.folder))[1]
+    folder, config = opened(run.folder if isinstance(run, Run) else run)
     if net is None and weights == "trained":
         return load_model(folder.path), config
     architecture, place = _net(Run.open(folder.path), net)

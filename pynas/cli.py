@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import inspect
 import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,11 +61,25 @@ def _options() -> list[tuple[str, object]]:
     return [*OPTIONS.items(), *((name, type(kind).__name__) for name, kind in BRANCHES.items())]
 
 
+def _of_folder(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of a run as a command, which can only be given its folder."""
+
+    @functools.wraps(function)
+    def command(*given: Any, **named: Any) -> Any:
+        return function(*given, **named)
+
+    signature = inspect.signature(function, eval_str=True)
+    run, *rest = signature.parameters.values()
+    command.__signature__ = signature.replace(parameters=[run.replace(annotation=str), *rest])  # type: ignore[attr-defined]
+    del command.__wrapped__  # the parser would read that one's
+    return command
+
+
 COMMANDS: dict[str, Any] = {
     "search": api.search,
-    "retrain": api.retrain,
-    "evaluate": api.evaluate,
-    "export": api.export,
+    "retrain": _of_folder(api.retrain),
+    "evaluate": _of_folder(api.evaluate),
+    "export": _of_folder(api.export),
     "measure": measuring.measure,
     "table": {"_help": "Look at tables, make them.", "check": measuring.check_table, "fit": measuring.fit_table},
     "fairness": reports.fairness,
@@ -96,12 +113,19 @@ def _misuse(text: str, given: list[str]) -> str:
     """One sentence for what the parser says in many lines."""
     command = given[0] if given and given[0] in COMMANDS else ""
     see = f"See: pynas {command} --help" if command else f"Commands: {', '.join(COMMANDS)}."
+    lacking = re.search(r"arguments are required: (.+)", text)
+    if command and lacking:
+        names = ", ".join(name.strip().split(".")[-1] for name in lacking[1].split(","))
+        return f"pynas {command} needs: {names}. {see}"
     keys = re.findall(r'Parser key "([^"]+)"', text)
     values = re.findall(r"Got value: (.*)", text) or re.findall(r"Given value: (.*)", text)
     if not keys or not values:
         return f"{text.splitlines()[0].removeprefix('error: ').rstrip('.')}. {see}"
     kinds = re.findall(r"Expected a (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*?)\])", text)
-    allowed = " or ".join(dict.fromkeys((name or literal).replace("NoneType", "null") for name, literal in kinds))
+    words = dict.fromkeys((name or literal).replace("NoneType", "null") for name, literal in kinds)
+    if keys[0] == "strategy" and len(keys) + keys[-1].count(".") > 1:
+        words.pop("str", None)  # what the strategy itself may be, not its hyper-parameter
+    allowed = " or ".join(words)
     return f"--{'.'.join(keys)} cannot be {values[0].strip()!r}; expected {allowed}. {see}"
 
 
@@ -148,9 +172,11 @@ def _listed(args: list[str]) -> list[str]:
     """Lets `pynas fairness RUN RUN` name several runs, where the parser wants one list."""
     if args[:1] != ["fairness"]:
         return args
-    rest = [place for place, arg in enumerate(args) if arg.startswith("-")]
-    runs = args[1 : rest[0] if rest else len(args)]
-    return [args[0], json.dumps(runs), *args[1 + len(runs) :]] if runs else args
+    flagged = {place for place, arg in enumerate(args) if arg.startswith("-")}
+    flagged |= {place + 1 for place in flagged if "=" not in args[place]}  # every flag takes a value
+    runs = [arg for place, arg in enumerate(args) if place > 0 and place not in flagged]
+    rest = [arg for place, arg in enumerate(args) if place in flagged]
+    return [args[0], json.dumps(runs), *rest] if runs else args
 
 
 def _named_in(config: str | None, key: str) -> str | None:

@@ -97,7 +97,10 @@ def goals(
     turned = {_known(name): direction for name, direction in (directions or {}).items()}
     for name in turned:
         if name not in (*pursued, *bounds):
-            raise ValueError(f"There is a direction of {name}, which is neither an objective nor limited.")
+            raise ValueError(
+                f"There is a direction of {name}, which is neither an objective nor limited. Add it to the objectives, "
+                "or leave the direction out."
+            )
     made = []
     for name in [*pursued, *(name for name in bounds if name not in pursued)]:
         direction = turned.get(name, GOALS[name].direction)

@@ -34,8 +34,10 @@ from pynas.timed_nets import net_specs
 from pynas.training.data import Data
 from pynas.training.evaluate import accuracy, recalibrate
 from pynas.training.feed import Feed, batches
+from pynas.training.judge import Judging
 from pynas.training.loop import Interrupted, train
 from pynas.training.run import RunFolder
+from pynas.training.submodels import Submodels
 from pynas.training.train import Training
 
 TIMINGS = 15
@@ -155,28 +157,72 @@ def train_alone(
     return trained
 
 
+class NothingShared(ValueError):
+    """A run has no shared weights: its strategy trains no supernet, or its checkpoint is gone."""
+
+
+def _searched(plan: Plan, run: RunFolder) -> dict[str, Any]:
+    """State of the strategy at the end of a search, with weights. Raises NothingShared."""
+    state: dict[str, Any] = (run.load_checkpoint("search") or {}).get("task", {})
+    if "net" not in state:
+        name = plan.config["strategy"]["name"]
+        why = f"strategy {name} shares none" if state else f"{run.checkpoint_path('search')} is gone"
+        raise NothingShared(
+            f"There are no weights to inherit: {why}. Train the network: pynas retrain {run.path} (--net NUMBER)"
+        )
+    return state
+
+
+def _supernet(plan: Plan, run: RunFolder) -> Supernet:
+    """The trained supernet of a run. Raises NothingShared."""
+    supernet = Supernet(plan.space)
+    supernet.load_state_dict(_searched(plan, run)["net"])
+    return supernet
+
+
+def _calibrate(plan: Plan) -> int:
+    return int(getattr(plan.strategy, "calibrate", CALIBRATE))
+
+
 def inherited(plan: Plan, architecture: Architecture, run: RunFolder) -> nn.Module:
     """A network with the weights of the run's supernet, its batch norms recalibrated. In eval mode.
 
     Raises:
-        ValueError: If the run's strategy trains no supernet, or its checkpoint is gone.
+        NothingShared: If the run's strategy trains no supernet, or its checkpoint is gone.
     """
-    state = (run.load_checkpoint("search") or {}).get("task", {})
-    if "net" not in state:
-        name = plan.config["strategy"]["name"]
-        why = f"strategy {name} shares none" if state else f"{run.checkpoint_path('search')} is gone"
-        raise ValueError(f"There are no weights to inherit: {why}. Train the network: pynas retrain {run.path}")
     if plan.strategy.TRAINS:
         plan.strategy.prepare(plan.problem())
-        plan.strategy.load_state_dict(state)
+        plan.strategy.load_state_dict(_searched(plan, run))
         return plan.strategy.result()
-    supernet = Supernet(plan.space)
-    supernet.load_state_dict(state["net"])
-    net = supernet.inherit(architecture)
-    calibrate = getattr(plan.strategy, "calibrate", CALIBRATE)
-    if calibrate:
+    net = _supernet(plan, run).inherit(architecture)
+    if calibrate := _calibrate(plan):
         recalibrate(net, plan.data.weights, plan.data, calibrate)
     return net.eval()
+
+
+def judge_trained(plan: Plan, run: Run, show: Show) -> Run:
+    """The run with the networks that it trained alone among those judged with shared weights.
+
+    Scores are kept in `submodels.jsonl`.
+
+    Raises:
+        NothingShared: If the run's strategy trains no supernet, or its checkpoint is gone.
+    """
+    known = {net.architecture.fingerprint for net in run.judged}
+    nets = [alone.architecture for alone in run.trained if alone.architecture.fingerprint not in known]
+    if not nets:
+        return run
+    if plan.strategy.TRAINS:
+        raise NothingShared(f"Strategy {plan.config['strategy']['name']} trains one network, and judges none by it.")
+    folder, how = RunFolder(run.folder), Judging(calibrate=_calibrate(plan), amp=plan.config["amp"])
+    judges = Submodels(_supernet(plan, folder), plan.data, how=how, path=folder.path / "submodels.jsonl")
+    with show.bar("judging", len(nets)) as bar:
+        scores = judges.scores(nets, lambda _, score: bar.advance(f"accuracy {score.accuracy:.2%}"))
+    found = [
+        Candidate(net, score.accuracy, plan.table.cost(net), "trained alone", front=False)
+        for net, score in zip(nets, scores, strict=True)
+    ]
+    return dataclasses.replace(run, judged=(*run.judged, *(_counted(plan, each) for each in found)))
 
 
 def _baseline(plan: Plan, best: Candidate, run: RunFolder, show: Show) -> list[dict[str, Any]]:
@@ -224,14 +270,18 @@ def measured_ms(net: nn.Module, size: int) -> tuple[float, float]:
     return statistics.median(times), quarters[2] - quarters[0]
 
 
+def _fitted(architecture: Architecture, space: SearchSpace, device: cost_models.LatencyTable) -> int:
+    """How many ops of a network have no row in the table of a device."""
+    return sum(device.source(spec) == "fitted" for spec in net_specs(space, architecture))
+
+
 def _priced(architecture: Architecture, space: SearchSpace, device: cost_models.LatencyTable) -> dict[str, Any]:
     """What a network is predicted to cost on another device."""
-    specs = net_specs(space, architecture)
     return {
         "device": device.name,
         "predicted_ms": folded_ms(space, architecture, device),
         "source": device.provenance.source,
-        "fitted": sum(device.source(spec) == "fitted" for spec in specs),
+        "fitted": _fitted(architecture, space, device),
         "runner": device.provenance.runner,
     }
 
@@ -257,6 +307,7 @@ def _figures(
         "budget_ms": plan.latency_ms,
         "slack": plan.config["slack"],
         "predicted_ms": plan.predicted_ms(best.architecture),
+        "fitted": _fitted(best.architecture, plan.space, plan.device),
         "device": plan.device.describe(),
         "sources": dict(plan.table.sources),
         "elsewhere": [_priced(best.architecture, plan.space, device) for device in plan.elsewhere],

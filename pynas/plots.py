@@ -57,11 +57,12 @@ def plot_pareto(run: Run | str | Path, x: str | None = None) -> Figure:
     axes = figure.add_subplot()
     _draw_networks(axes, found, name, wanted)
     _draw_limits(axes, name, wanted)
+    axes.margins(y=0.08)  # for the numbers above the points
     axes.set_xlabel(_label(name, str(config["device"])))
     axes.set_ylabel("accuracy with inherited weights (%)")
     axes.set_title(_title(found, wanted, config), fontsize=9)
     axes.grid(alpha=0.25)
-    axes.legend(loc="lower right" if _direction(name, wanted) == "min" else "lower left", fontsize=8, framealpha=0.9)
+    axes.legend(loc="best", fontsize=8, framealpha=0.9)
     return figure
 
 
@@ -121,4 +122,4 @@ def _label(name: str, device: str) -> str:
 
 def _title(run: Run, wanted: Sequence[Goal], config: dict[str, Any]) -> str:
     asked = ", ".join(f"{goal.name} ({goal.direction})" for goal in wanted if goal.pursued)
-    return f"{config['space']}, {config['strategy']['name']}: {asked}; {len(run.judged)} networks judged"
+    return f"{config['space']} by {config['strategy']['name']}: {asked}; {len(run.judged)} networks judged"

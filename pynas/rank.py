@@ -159,7 +159,8 @@ def rank(
             f"{missing[0]!r}. Its keys look like {next(iter(known), 'none at all')!r}: is it of the same space?"
         )
     if len(guessed) < FEWEST:
-        more = " Train more of the run's networks alone: pynas retrain RUN --net NUMBER" if some else ""
+        folder = getattr(predicted, "folder", "RUN")
+        more = f" Train more of the run's networks alone: pynas retrain {folder} --net NUMBER" if some else ""
         raise ValueError(f"Ranking needs at least {FEWEST} networks, not {len(guessed)}.{more}")
     keys = tuple(guessed)
     a, b = np.array([guessed[word] for word in keys]), np.array([known[word] for word in keys])
@@ -243,7 +244,8 @@ class _Regret:
         # The best of `open_places` drawn from t tied networks is the j-th smallest in C(j - 1, places - 1) of the
         # C(t, places) ways to draw.
         ways = np.array([math.comb(below, open_places - 1) for below in range(len(tied))], dtype=np.float64)
-        return float(b.max() - (np.maximum(tied, best) * (ways / ways.sum())).sum())
+        lost = b.max() - (np.maximum(tied, best) * (ways / ways.sum())).sum()
+        return max(0.0, float(lost))  # a mean of equal numbers may round above them
 
 
 def _estimate(statistic: Any, a: Floats, b: Floats, draws: Sequence[NDArray[Any]], level: float) -> Estimate:
@@ -288,12 +290,24 @@ def scatter(ranking: Ranking, *, colours: Mapping[str, float] | None = None, col
     return figure
 
 
+def check_png(path: str | Path) -> None:
+    """Raises ValueError for the name of a picture that does not end in ".png"."""
+    if Path(path).suffix.lower() != ".png":
+        raise ValueError(f"Pictures are written as PNG, not as {Path(path).name!r}. Give a name that ends in .png.")
+
+
 def write_png(figure: Figure, path: str | Path, dpi: int = 150) -> Path:
-    """Writes a figure atomically and returns the path. Raises OSError where it cannot be written."""
+    """Writes a figure atomically and returns the path.
+
+    Raises:
+        ValueError: If the name ends otherwise than in ".png".
+        OSError: Where it cannot be written.
+    """
     import io
 
     from cost_models.files import write_atomic
 
+    check_png(path)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     write_atomic(path, buffer.getvalue())

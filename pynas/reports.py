@@ -6,11 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from pynas import pipeline, settings
+from pynas.api import opened
 from pynas.architecture import Architecture
 from pynas.console import Show
 from pynas.draw import draw_cells, draw_credit, draw_strip, save_figure
+from pynas.kernels import setting
+from pynas.pipeline import NothingShared
+from pynas.plan import make_plan
 from pynas.published import published
-from pynas.rank import Ranking, rank, scatter, write_png
+from pynas.rank import FEWEST, Ranking, check_png, rank, scatter, write_png
 from pynas.results import Alone, Run
 from pynas.summary import show_fairness, show_ranking
 from pynas.training.run import RunFolder
@@ -57,8 +62,8 @@ def rank_run(
         run: Folder of a finished search. All networks that it judged count, not only those that it found.
         truth: A table of networks that were trained alone, in the format of NAS-Bench-Macro's JSON, for the run's
             space. By default the networks that the run itself trained alone: its best, its random ones, and what
-            `pynas retrain RUN --net` added.
-        path: Of the scatter plot; `ranking.png` in the run by default.
+            `pynas retrain RUN --net` added; those that it has not judged yet are judged now.
+        path: Of the scatter plot, a PNG; `ranking.png` in the run by default.
         seed: Of the bootstrap.
         quiet: Prints nothing.
 
@@ -68,7 +73,9 @@ def rank_run(
     Raises:
         ValueError: If the table is of another space, or there are fewer than three networks to compare.
     """
-    finished = Run.open(run)
+    show, finished = Show(quiet), Run.open(run)
+    target = Path(path) if path is not None else finished.folder / "ranking.png"
+    check_png(target)
     space = finished.best.search_space()
     key: Callable[[Architecture], str] = _fingerprint
     known: Truth | tuple[Alone, ...] = finished.trained
@@ -76,12 +83,13 @@ def rank_run(
         sizes = [len(choice.options) for choice in space.choices()]
         known = read_truth(truth, space=space.name, options=sizes)
         key = known.key
+    elif len(finished.trained) >= FEWEST:
+        finished = _with_trained(finished, show)
     ranking = rank(finished, known, seed=seed)
-    target = Path(path) if path is not None else finished.folder / "ranking.png"
     macs = {key(net.architecture): net.macs / 1e6 for net in finished.judged if net.macs is not None}
     colours = macs if set(ranking.keys) <= set(macs) else None  # older runs did not count
     write_png(scatter(ranking, colours=colours, colour_name="MACs (millions)"), target)
-    show_ranking(ranking, target, Show(quiet))
+    show_ranking(ranking, target, show)
     return ranking
 
 
@@ -115,6 +123,22 @@ def draw(
     written = save_figure(figure, target if path is None else path)
     Show(quiet).line(f"drawn: {written}")
     return written
+
+
+def _with_trained(run: Run, show: Show) -> Run:
+    """The run with everything that it trained alone judged; without the networks for which there are no weights."""
+    known = {net.architecture.fingerprint for net in run.judged}
+    if all(alone.architecture.fingerprint in known for alone in run.trained):
+        return run
+    folder, config = opened(run.folder)
+    settings.use_threads(config)
+    with setting.using(config["kernels"]):
+        plan = make_plan(config, Show(quiet=True), folder)
+        try:
+            return pipeline.judge_trained(plan, run, show)
+        except NothingShared as error:
+            show.line(f"Only networks that were judged in the search count. {error}")
+            return run
 
 
 def _fingerprint(architecture: Architecture) -> str:

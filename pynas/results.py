@@ -135,16 +135,18 @@ class Alone:
 
 
 def note_trained(folder: RunFolder, stage: str, record: Mapping[str, Any]) -> None:
-    """Adds a finished training to `trained.jsonl`, in the place of what an earlier attempt of the same stage left."""
-    kept = [line for line in folder.read_lines("trained.jsonl") if line["stage"] != stage]
-    folder.write_lines("trained.jsonl", [*kept, {"stage": stage, **record}])
+    """Adds a finished training to `trained.jsonl`. What another attempt of the same stage left gives way to it."""
+    lines, new = folder.read_lines("trained.jsonl"), {"stage": stage, **record}
+    if new not in lines:  # a stage that a break made run twice stays where it is
+        folder.write_lines("trained.jsonl", [*(line for line in lines if line["stage"] != stage), new])
 
 
 def read_trained(folder: RunFolder) -> tuple[Alone, ...]:
     """See `Run.trained`. Raises ValueError when the file is broken."""
     groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    trainings = folder.read_lines("trained.jsonl")
     try:
-        for line in folder.read_lines("trained.jsonl"):
+        for line in trainings:
             recipe = groups.pop(told := json.dumps(line["recipe"], sort_keys=True), {})
             recipe.setdefault(line["net"], []).append(line)
             groups[told] = recipe  # moves to the end
@@ -159,7 +161,7 @@ def read_trained(folder: RunFolder) -> tuple[Alone, ...]:
             for net, lines in chosen.items()
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder.path / 'trained.jsonl'} is broken ({error}). Remove the line.") from None
+        raise ValueError(f"{folder.path / 'trained.jsonl'} is broken ({error}). Remove it and train again.") from None
 
 
 @dataclass(frozen=True)

@@ -105,10 +105,13 @@ def _objectives(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_goals(made: Iterable[Goal]) -> None:
-    """Raises ValueError where accuracy is no goal, or a direction makes no sense."""
+    """Raises ValueError where accuracy is no goal, or its limit or a direction makes no sense."""
     by_name = {goal.name: goal for goal in made}
     if "accuracy" not in by_name:
         raise ValueError("accuracy must be an objective or have a limit: the rest can be known without any training.")
+    least = by_name["accuracy"].limit
+    if least is not None and not 0 <= least <= 1:
+        raise ValueError(f"The limit of accuracy must lie between 0 and 1, not {least:g}: 0.9 stands for 90 %.")
     for name in ("accuracy", "latency_ms"):
         if name in by_name and by_name[name].direction != GOALS[name].direction:
             raise ValueError(f"The direction of {name} is always {GOALS[name].direction!r}; macs and params have two.")

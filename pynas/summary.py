@@ -45,7 +45,7 @@ def _space(plan: Plan) -> list[str]:
     for choice in plan.space.choices():
         networks *= len(choice.options)
     where = f"{plan.space.name}, {len(plan.space.choices())} choices, {networks:.3g} networks"
-    lines = [f"space: {where}, predicted {bounds.low:.3g} to {bounds.high:.3g} ms"]
+    lines = [f"space: {where}, predicted {bounds.low:.3g} to {bounds.high:.3g} ms{_share_fitted(plan)}"]
     if plan.goals:
         return lines + _goals(plan)
     if plan.budget is None:
@@ -61,6 +61,11 @@ def _branches(plan: Plan) -> list[str]:
     nothing = Architecture(plan.space.name, {c.name: () for c in plan.space.choices()}, plan.space.options())
     cost_ms = plan.predicted_ms(nothing)
     return [space_text(plan.space, plan.branches, cost_ms), f"budget: {plan.branches.describe()}"]
+
+
+def _share_fitted(plan: Plan) -> str:
+    fitted, total = plan.table.sources.get("fitted", 0), sum(plan.table.sources.values())
+    return f", {fitted} of {total} ops fitted" if fitted else ""
 
 
 def _goals(plan: Plan) -> list[str]:
@@ -113,10 +118,13 @@ def show_pareto(run: Run, show: Show) -> None:
         )
     columns = ("net", "accuracy, inherited", "predicted ms", "MACs", "params", "trained alone")
     some = f", {len(rows)} of them shown" if len(rows) < len(nets) else ""
+    others = (
+        f"; others: pynas retrain {run.folder} --net 2, then pynas export {run.folder} --net 2 (--weights inherited "
+        "needs no training)"
+    )
     note = (
-        f"{len(nets)} networks of {len(run.judged)} judged{some}; net 1, the most accurate, is the best; others: "
-        f"pynas retrain {run.folder} --net 2, then pynas export {run.folder} --net 2 (--weights inherited needs no "
-        f"training); picture: {run.folder / 'pareto.png'}"
+        f"{len(nets)} of {len(run.judged)} judged networks{some}; net 1, the most accurate, is the best"
+        f"{others if len(nets) > 1 else ''}; picture: {run.folder / 'pareto.png'}"
     )
     show.table("Pareto set", columns, rows, note=note)
 
@@ -145,7 +153,7 @@ def show_fairness(runs: Sequence[Mapping[str, Any]], show: Show) -> None:
     columns = ("run", "strategy", "gradients", "paths", "updates", "EF", "SF", "article")
     rows = [
         (
-            Path(run["run"]).name,
+            run["run"],
             run["strategy"],
             f"{run['path_gradients']:,.0f}",
             f"{run['paths']:.3g}",
@@ -167,13 +175,13 @@ def _yes(answer: bool) -> str:
     return "yes" if answer else "no"
 
 
-def _fairness(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _fairness(figures: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
     """How evenly the search trained the options, where it means to."""
     found, strategy = figures.get("fairness"), str(figures.get("strategy"))
     if not found or strategy not in STRATEGIES or STRATEGIES.get(strategy).FAIR[0] != "yes":
         return []
     how = "equal after every step" if found["strict"] else f"expectations {'' if found['expectation'] else 'not '}equal"
-    text = f"{_times(found['least'])} to {_times(found['most'])}, {how}; see: pynas fairness RUN"
+    text = f"{_times(found['least'])} to {_times(found['most'])}, {how}; see: pynas fairness {folder}"
     return [("updates of an option", text)]
 
 
@@ -189,13 +197,13 @@ def _rows(run: Run) -> list[tuple[str, str]]:
         ("test accuracy", f"{figures['test_accuracy']:.2%} of {figures['test_images']} images"),
         ("params / MACs", f"{figures['params']:,} / {figures['macs']:,}"),
         *_inherited(figures),
-        ("predicted latency", f"{figures['predicted_ms']:.3g} ms{_budget(figures)}"),
+        ("predicted latency", f"{figures['predicted_ms']:.3g} ms{_budget(figures)}{_fitted(figures.get('fitted'))}"),
         ("measured latency", _measured(figures)),
         *[(f"on {price['device']}", _elsewhere(price)) for price in figures.get("elsewhere", [])],
         ("random search", _baseline(figures)),
         ("kernels", figures["kernels"]),
         *_collapse(figures),
-        *_fairness(figures),
+        *_fairness(figures, run.folder),
         ("export", figures["export"]["check"]),
         ("run folder", str(run.folder)),
         ("exported file", figures["export"]["path"]),
@@ -249,8 +257,13 @@ def _measured(figures: Mapping[str, Any]) -> str:
 
 
 def _elsewhere(price: Mapping[str, Any]) -> str:
-    fitted = f", {price['fitted']} of its ops fitted" if price["fitted"] else ""
-    return f"{price['predicted_ms']:.3g} ms, {price['source']} by {price['runner']}{fitted}; see: pynas list devices"
+    told = f"{price['source']} by {price['runner']}{_fitted(price['fitted'])}"
+    return f"{price['predicted_ms']:.3g} ms, {told}; see: pynas list devices"
+
+
+def _fitted(ops: int | None) -> str:
+    """How much of a prediction stands on rows of other ops; nothing where none does, or older runs did not count."""
+    return f", {ops} of its ops fitted" if ops else ""
 
 
 def _baseline(figures: Mapping[str, Any]) -> str:

@@ -89,7 +89,7 @@ def read_truth(path: str | Path, *, space: str = "macro", options: Sequence[int]
 
 
 def _check_key(path: Path, key: str, sizes: tuple[int, ...], space: str) -> None:
-    other = f"It looks like the table of another space than {space!r}."
+    other = f"It looks like the table of another space than {space!r}. Without a table: rank(run, run.trained)."
     if len(key) != len(sizes) or not (key.isascii() and key.isdigit()):
         raise ValueError(f"{path}: a key must be {len(sizes)} digits, one for each choice, but one is {key!r}. {other}")
     for place, (digit, size) in enumerate(zip(key, sizes, strict=True), 1):

@@ -150,3 +150,30 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="Unknown space"):
         main(["search", "--space", "fbnt"])
     assert os.environ["PYNAS_DEBUG"] == "1"
+
+
+def test_help_of_commands_on_runs_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("retrain", "evaluate", "export"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        said = capsys.readouterr().out
+        assert "(required, type:" in said
+        assert "torch.nn" not in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["fairness"], "pynas fairness needs: runs. See: pynas fairness --help"),
+        (["fairness", "--quiet", "true", "here", "there"], "There is no run at here"),
+        (["fairness", "here", "--quiet=true", "there"], "There is no run at here"),
+        (["search", "--strategy", "spos", "--strategy.evaluations", "few"], "cannot be 'few'; expected int."),
+        (
+            ["search", "--strategy", "fairnas", "--strategy.batches", "all"],
+            "cannot be 'all'; expected 'shared', 'each'.",
+        ),
+    ],
+)
+def test_misuse_is_told(flags: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(flags) in (1, 2)
+    assert says in capsys.readouterr().err

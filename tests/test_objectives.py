@@ -22,8 +22,10 @@ from test_strategies import equal
 
 import pynas
 from pynas import EvolutionSettings, FairNAS, RandomSearch, Recipe, Run
+from pynas.console import Show
 from pynas.pareto import Goal, front
 from pynas.strategies import STRATEGIES, Problem
+from pynas.summary import show_result
 from pynas.supernet import cost_table
 from pynas.training.data import open_data
 from pynas.training.feed import Feed
@@ -202,6 +204,7 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"limits": {"mcs": 4e8}}, "Did you mean 'macs'"),
     ({"limits": {"macs": "few"}}, "limit of macs must be a finite number"),
     ({"limits": {"macs": float("nan")}}, "limit of macs must be a finite number"),
+    ({"limits": {"accuracy": 90}}, "between 0 and 1, not 90: 0.9 stands for 90 %"),
     ({"limits": {"macs": 1e3}}, "No network of this space has macs <= 1000: the nearest has 269,760"),
     ({"limits": {"params": 10}}, "No network of this space has params <= 10: the nearest has 7,634"),
     ({"limits": {"params": 1e9}, "directions": {"params": "max"}}, "has params >= 1e[+]09: the nearest has 22,058"),
@@ -235,9 +238,7 @@ def test_impossible_evaluations() -> None:
 
 def test_a_limit_that_training_does_not_reach(tmp_path: Path) -> None:
     """Is told with the nearest value; a changed limit goes on with the supernet and the scores that there are."""
-    with pytest.raises(
-        ValueError, match="accuracy >= 0.999; the nearest, .* has accuracy 0.*change limits in"
-    ) as caught:
+    with pytest.raises(ValueError, match="accuracy >= 0.999; the nearest has accuracy 0.*change limits in") as caught:
         search(tmp_path, limits={"accuracy": 0.999})
     run = tmp_path / "0001"
     assert f"pynas search --resume {run}" in str(caught.value)
@@ -249,12 +250,19 @@ def test_a_limit_that_training_does_not_reach(tmp_path: Path) -> None:
     assert scores(run)[: len(before)] == before
 
 
-def test_networks_of_the_set_by_number(tmp_path: Path) -> None:
+def test_networks_of_the_set_by_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The best is trained, exported and compared; others on request, with their own weights or the supernet's."""
     run = search(tmp_path, retrain=True)
     assert run.figures["fingerprint"] == run.best.fingerprint
     assert run.figures["baseline"][0]["cost"] == pytest.approx(run.candidates[0].cost, rel=0.11)
     assert run.figures["export"]["difference"] < 1e-3
+    assert run.figures["fitted"] == 0
+    show_result(dataclasses.replace(run, figures={**run.figures, "fitted": 3}), Show())
+    said = capsys.readouterr().out
+    assert "3 of its ops fitted" in said
+    assert "--net 2" in said
+    show_result(dataclasses.replace(run, candidates=run.candidates[:1]), Show())
+    assert "--net 2" not in capsys.readouterr().out  # there is none
     with pytest.raises(FileNotFoundError, match="Train one with: pynas retrain .* --net 2"):
         pynas.export(run, net=2, quiet=True)
     with pytest.raises(ValueError, match="numbered from 1 to"):
@@ -287,11 +295,10 @@ def test_networks_of_the_set_by_number(tmp_path: Path) -> None:
 def test_inherited_weights_are_those_that_were_judged(evolved: Run) -> None:
     """On the images that it was judged on, a network that inherits has the accuracy of the table."""
     from pynas import api, pipeline
-    from pynas.console import Show
     from pynas.plan import make_plan
     from pynas.training.evaluate import accuracy
 
-    folder, config = api._opened(evolved.folder)
+    folder, config = api.opened(evolved.folder)
     plan = make_plan(config, Show(quiet=True), folder)
     for net in evolved.candidates[:2]:
         child = pipeline.inherited(plan, net.architecture, folder)

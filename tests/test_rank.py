@@ -67,6 +67,14 @@ def test_regret_is_the_mean_over_ways_to_break_ties(pairs: list[tuple[int, int]]
     assert found.regret[k].value == pytest.approx(max(y for _, y in pairs) - float(np.mean(best)))
 
 
+def test_regret_is_never_negative() -> None:
+    """The mean of equal numbers rounds above them."""
+    tied = {str(number): 0.1 for number in range(11)}
+    for true in (0.1667, 0.5833, 0.9267):
+        ranking = rank(tied, dict.fromkeys(tied, true), k=range(1, 12), resamples=3)
+        assert min(estimate.low or 0.0 for estimate in ranking.regret.values()) >= 0
+
+
 def test_intervals_are_seeded_and_hold_the_value() -> None:
     random = np.random.default_rng(0)
     true = random.normal(size=80)

@@ -16,6 +16,7 @@ import pynas
 from pynas import FairNAS, Recipe, Run, rank
 from pynas.cli import main
 from pynas.evolution import to_genome
+from pynas.reports import rank_run
 from pynas.results import note_trained, read_trained
 from pynas.training.run import RunFolder
 
@@ -102,6 +103,32 @@ def test_against_networks_trained_alone(whole: Run, tmp_path: Path, capsys: pyte
     assert "than chance" not in found.verdict  # three networks are in order by chance once in six times
 
 
+def test_what_was_trained_but_not_judged_is_judged(
+    whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the search would have: a run's random networks, for instance. From Python, only what was judged counts."""
+    run = copied(whole, tmp_path)
+    left_out, path = run.judged[-3:], run.folder / "architectures.jsonl"
+    path.write_text("".join(line + "\n" for line in path.read_text().splitlines()[:-3]))
+    (run.folder / "submodels.jsonl").unlink()
+    for number, net in enumerate(left_out):
+        record = {"net": net.architecture.to_json(), "accuracy": 0.1 * number, "seed": 0, "images": 9, "recipe": {}}
+        note_trained(RunFolder(run.folder), f"random-{number}", record)
+    with pytest.raises(ValueError, match=rf"not 0.*pynas retrain {run.folder} --net NUMBER"):
+        rank(Run.open(run.folder), run.trained)
+    found = rank_run(str(run.folder), quiet=True)
+    assert found.predicted.tolist() == [net.accuracy for net in left_out]
+    assert len((run.folder / "submodels.jsonl").read_text().splitlines()) == 3
+    (run.folder / "checkpoints" / "search.pt").unlink()
+    assert main(["rank", str(run.folder)]) == 1
+    assert "Only networks that were judged in the search count. There are no weights" in capsys.readouterr().out
+
+
+def test_picture_that_is_no_png(whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rank", str(whole.folder), "--path", str(tmp_path / "ranking.pdf")]) == 1
+    assert "not as 'ranking.pdf'. Give a name that ends in .png" in capsys.readouterr().err
+
+
 def test_trainings_by_one_recipe_are_compared(whole: Run, tmp_path: Path) -> None:
     """The recipe of most networks counts, of several such the last; seeds of a network are averaged."""
     folder = RunFolder(tmp_path)
@@ -115,6 +142,9 @@ def test_trainings_by_one_recipe_are_compared(whole: Run, tmp_path: Path) -> Non
     train("a", first[0], 0.5, recipe=1)
     train("b", first[0], 0.6, recipe=1, seed=1)
     train("b", first[0], 0.7, recipe=1, seed=1)  # the same stage again
+    kept = (tmp_path / "trained.jsonl").read_text()
+    train("a", first[0], 0.5, recipe=1)  # a stage that a break made run twice
+    assert (tmp_path / "trained.jsonl").read_text() == kept
     (alone,) = read_trained(folder)
     assert (alone.accuracy, alone.seeds, alone.recipe) == (pytest.approx(0.6), (0, 1), {"epochs": 1})
     train("c", second[0], 0.9, recipe=2)
@@ -123,6 +153,9 @@ def test_trainings_by_one_recipe_are_compared(whole: Run, tmp_path: Path) -> Non
     assert [each.architecture.to_json() for each in read_trained(folder)] == first[:2]
     (tmp_path / "trained.jsonl").write_text('{"stage": "a"}\n')
     with pytest.raises(ValueError, match="trained.jsonl is broken"):
+        read_trained(folder)
+    (tmp_path / "trained.jsonl").write_text('{"stage": "a')
+    with pytest.raises(ValueError, match=r"trained.jsonl, line 1 is broken. Remove the line and resume.$"):
         read_trained(folder)
 
 

@@ -130,9 +130,17 @@ def test_processes_stay_in_a_with(net: Supernet, data: Data) -> None:
     assert first == Submodels(net, data, how=HOW, processes=1).scores(some)
 
 
+def test_what_a_killed_process_left_is_removed(net: Supernet, data: Data, tmp_path: Path) -> None:
+    left = tmp_path / ".judging" / "bundle.pt"
+    left.parent.mkdir()
+    left.write_bytes(b"of a process that was killed")
+    Submodels(net, data, how=HOW, processes=2, path=tmp_path / "submodels.jsonl").scores(nets(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["submodels.jsonl"]
+
+
 def test_a_process_that_fails_is_told(net: Supernet, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(side_by_side, "WORKER", "no_such_module")
-    with pytest.raises(RuntimeError, match="crashed.*no_such_module"):
+    with pytest.raises(ChildProcessError, match="failed twice.*crashed.*no_such_module.*is kept"):
         Submodels(net, data, how=HOW, processes=2).scores(nets(2))
 
 

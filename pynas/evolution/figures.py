@@ -137,14 +137,14 @@ class Figures:
         """The known limits, as they read in a sentence."""
         return ", ".join(goal.bound for goal in self.goals if goal.limit is not None and goal.name in self.costs)
 
-    def nearest(self, values: Floats, genomes: Sequence[Genome]) -> str:
+    def nearest(self, values: Floats) -> str:
         """What to say where no network meets the limits: which comes nearest."""
         limited = [(index, goal) for index, goal in enumerate(self.goals) if goal.limit is not None]
         closest = int(violations(values, self.goals).sum(1).argmin())
         reached = ", ".join(f"{goal.name} {values[closest, index]:.6g}" for index, goal in limited)
         return (
             f"None of {len(values)} evaluated networks meets {', '.join(goal.bound for _, goal in limited)}; the "
-            f"nearest, {genomes[closest]}, has {reached}. Loosen the limit, or evaluate more networks."
+            f"nearest has {reached}. Loosen the limit, or evaluate more networks."
         )
 
 

@@ -191,7 +191,7 @@ class Evolution:
             return []
         found = [everyone[index] for index in front(self._array(), self.goals)]
         if not found:
-            raise ValueError(self._figures.nearest(self._array(), list(self._seen)))
+            raise ValueError(self._figures.nearest(self._array()))
         return found
 
     # State

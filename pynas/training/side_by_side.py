@@ -29,10 +29,17 @@ class SideBySide:
     Args:
         bundle: What they need, as `Submodels` makes it; tensors and plain values.
         processes: How many.
+        place: Folder for the file that holds it, until `close`. What a killed process left there is removed. By default
+            a temporary one, which a kill leaves behind.
     """
 
-    def __init__(self, bundle: dict[str, Any], processes: int) -> None:
-        folder = tempfile.mkdtemp(prefix="pynas-")
+    def __init__(self, bundle: dict[str, Any], processes: int, place: Path | None = None) -> None:
+        if place is None:
+            folder = tempfile.mkdtemp(prefix="pynas-")
+        else:
+            folder = str(place)
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir(parents=True)
         self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._bundle = Path(folder) / "bundle.pt"
         torch.save(bundle, self._bundle)
@@ -42,7 +49,7 @@ class SideBySide:
         """Fingerprints and scores, as they are ready. All processes end where one fails, or nobody waits any more.
 
         Raises:
-            RuntimeError: A process failed twice at the same network.
+            ChildProcessError: A process failed twice at the same network.
         """
         todo: queue.SimpleQueue[Architecture] = queue.SimpleQueue()
         done: Answers = queue.SimpleQueue()
@@ -84,5 +91,8 @@ class SideBySide:
                 done.put((architecture.fingerprint, Score(**answer)))
         except queue.Empty:
             return
+        except Died as error:
+            kept = "Too little memory, perhaps: what was judged before is kept, and the same run goes on from there."
+            done.put(ChildProcessError(f"A process that judges networks failed twice: {error}. {kept}"))
         except Exception as error:  # to be raised where the scores are wanted
             done.put(error)

@@ -115,7 +115,7 @@ class Submodels:
 
         Raises:
             ValueError: A network is of another space.
-            RuntimeError: A process failed twice at the same network.
+            ChildProcessError: A process failed twice at the same network.
         """
         options = dict(self.space.options())
         for architecture in architectures:
@@ -137,7 +137,8 @@ class Submodels:
         processes = self._many(len(architectures))
         if processes > 1 and architectures:
             if self._workers is None:
-                self._workers = SideBySide(self._bundle(), processes)
+                place = None if self._path is None else self._path.parent / ".judging"
+                self._workers = SideBySide(self._bundle(), processes, place)
             whole = False
             try:
                 yield from self._workers.judge(architectures)
