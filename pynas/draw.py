@@ -137,6 +137,7 @@ def draw_credit(run: Run | str | Path) -> Figure:
         ValueError: The space has no cells, or the run logged no credit.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     found = _opened(run)
     nodes = _nodes(found.best.search_space())
@@ -150,12 +151,18 @@ def draw_credit(run: Run | str | Path) -> Figure:
     for axis, cell in zip(axes, types, strict=True):
         names = [name for node in nodes if node.cell == cell for name in node.choices]
         table = np.array([[credits[name] for credits in logged] for name in names])
-        image = axis.imshow(table, aspect="auto", cmap="RdBu", vmin=-most, vmax=most, interpolation="nearest")
+        place = (0.5, len(logged) + 0.5, len(names) - 0.5, -0.5)
+        image = axis.imshow(
+            table, aspect="auto", cmap="RdBu", vmin=-most, vmax=most, interpolation="nearest", extent=place
+        )
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_yticks(range(len(names)), [_edge_name(name) for name in names], fontsize=7)
         axis.set_xlabel("epoch", fontsize=8)
         axis.tick_params(axis="x", labelsize=7)
         _title(axis, f"{NAMES.get(cell, cell)}: credit of each edge", 10)
-        figure.colorbar(image, ax=axis, label="blue: lowers the loss").ax.tick_params(labelsize=7)
+        bar = figure.colorbar(image, ax=axis)
+        bar.set_label("blue: lowers the loss", fontsize=8)
+        bar.ax.tick_params(labelsize=7)
     return figure
 
 

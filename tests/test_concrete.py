@@ -1,4 +1,4 @@
-"""The concrete distribution and the search gradient through it (PAPERS B3 and B5), against quadrature and differences."""
+"""The concrete distribution and the search gradient through it (PAPERS B3, B5), against quadrature and differences."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_gradient_of_the_density(temperature: float) -> None:
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_draws_have_that_distribution(temperature: float) -> None:
-    """Of two options: P(Z1 <= z) = sigmoid(lambda logit(z) - log(alpha1 / alpha2)); the largest entry is categorical."""
+    """Of two options: P(Z1 <= z) = sigmoid(lambda logit(z) - log(alpha1 / alpha2)); the largest is categorical."""
     from scipy import stats
 
     log_alpha = torch.tensor([[0.7, -0.4]], dtype=torch.float64)

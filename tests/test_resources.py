@@ -27,9 +27,9 @@ STRIDE_1 = {
     "dil_conv_3x3": (400, 409_600, 65_936),
     "dil_conv_5x5": (656, 671_744, 66_192),
 }
-STRIDE_2 = {"sep_conv_3x3": (800, 204_800, 45_856), "skip_connect": (256, 65_536, 37_120)} | {
-    name: (0, 36_864, 20_480) for name in ("max_pool_3x3", "avg_pool_3x3")
-}
+STRIDE_2 = {"sep_conv_3x3": (800, 204_800, 45_856), "skip_connect": (256, 65_536, 37_120)} | dict.fromkeys(
+    ("max_pool_3x3", "avg_pool_3x3"), (0, 36864, 20480)
+)
 SMALL = {"input_size": 8, "cells": 4, "channels": 4, "nodes": 2}
 
 
@@ -176,8 +176,11 @@ def test_gradient_of_a_measured_latency_is_that_of_its_expectation() -> None:
     p = log_alpha.softmax(-1)
     expected = 1.0 + 5.0 * p[0, 1] * p[1, 1]
     (exact,) = torch.autograd.grad(expected, log_alpha)
-    names = {(i, j): network(("skip_connect", "sep_conv_3x3", "dil_conv_3x3", "none")[2 * i + j]) for i in (0, 1)
-             for j in (0, 1)}
+    names = {
+        (i, j): network(("skip_connect", "sep_conv_3x3", "dil_conv_3x3", "none")[2 * i + j])
+        for i in (0, 1)
+        for j in (0, 1)
+    }
     slow = {names[pair].fingerprint: 1.0 + 5.0 * (pair == (1, 1)) for pair in names}
     nets, mask, total = WholeNets(lambda net: slow[net.fingerprint]), torch.ones(2, 2, dtype=torch.bool), []
     for step in range(2500):

@@ -100,7 +100,9 @@ def _best(choice: Choice, log_p: Floats) -> tuple[int, float]:
 def derived(problem: Problem, log_p: Floats, rule: Rule, samples: int) -> Found:
     """The child of the rule, and draws from the distribution; all within the budget, where there is one.
 
-    Where the rule's child does not lie in the budget's window, the most probable network there takes its place.
+    Where the rule's child does not lie in the budget's window, the most probable network there takes its place. Draws
+    go by sums of costs; of those in which more vanishes, which are cheaper than the window, one is kept only where
+    nothing else is found.
 
     Args:
         problem: Space, costs, budget and seed.
@@ -115,7 +117,8 @@ def derived(problem: Problem, log_p: Floats, rule: Rule, samples: int) -> Found:
     else:
         found, drawn = [], sampled(problem, log_p, samples)
     seen = {child.fingerprint} if found else set()
-    return found + [entry for entry in drawn if entry[1].fingerprint not in seen]
+    found += [entry for entry in drawn if entry[1].fingerprint not in seen]
+    return [entry for entry in found if fits(problem, entry[1])] or found[:1]
 
 
 def fits(problem: Problem, architecture: Architecture) -> bool:
