@@ -17,13 +17,13 @@ Weights: SGD, 0.05 to 0.001 by a cosine, momentum 0.9, decay 3e-4, clip 5. Alpha
 Seeds 0, 1 and 2.
 
 Arms: "snas-<eta>" in one level, eta on the logarithms of the three resource measures by reparametrization, temperature
-1 to 0.03, child by arg-max with `none`; the gradients of loss and cost were equally long at the start (seed 99, which
-is not used) at an eta of about 0.06, hence none, the released code's 0.01, about that, and five times that. "darts" bi-level in first order, and "single", the same on one batch in one
-level, child by the two strongest edges of a node; "uniform", weights trained under alpha = 0, child the best on held-out
-images of 16 uniform draws. Every child is judged with its inherited weights on all 10,000 test images, which nothing
-else ever sees, with the running statistics of the batch norms as they are and after 512 training images; likewise the
-whole search network: softmax(alpha), or for SNAS a draw for every 250 images at the last temperature. Each child of the
-other rule is judged, too.
+1 to 0.03, child by arg-max with `none`. At the start the gradients of loss and cost are equally long at an eta of about
+0.06 (seed 99, which is not used); hence none, the released code's 0.01, about that, and five times that. "darts"
+bi-level in first order, and "single", the same on one batch in one level, child by the two strongest edges of a node.
+"uniform", weights trained under alpha = 0, child the best on held-out images of 16 uniform draws. Every child is judged
+with its inherited weights on all 10,000 test images, which nothing else ever sees, with the running statistics of the
+batch norms as they are and after 512 training images; likewise the whole search network: softmax(alpha), or for SNAS a
+draw for every 250 images at the last temperature. Children of both rules of derivation are judged.
 
 Retraining: the cells in 6 cells of 16 channels with affine norms, from scratch on all 50,000 training images, 2 epochs
 at batch 96 (`pynas.Recipe` with half an epoch of warm-up), tested on the test images.

@@ -3,8 +3,8 @@
     python bench/cell_claims_report.py OUT
 
 OUT is its folder of results. Prints tables and verdicts, and draws into OUT: claims.png (search network against child;
-entropy; retrained cells), sweep.png (the cells by eta), strip-<arm>.png (cells over the search), each as .svg, too. Runs
-that are missing are named, and the rest is reported.
+entropy; retrained cells), sweep-<seed>.png (the cells by eta), strip-<arm>.png (cells over the search), each as .svg,
+too. Runs that are missing are named, and the rest is reported.
 
 Rules, fixed before looking. A gap is the child's accuracy on the test images with inherited weights minus the search
 network's on the same images, in points, for the child of the arm's own rule; batch norms as they are ("bare") and

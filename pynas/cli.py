@@ -15,6 +15,7 @@ from jsonargparse import ArgumentError, auto_cli
 
 import cost_models
 from pynas import api, measuring, reports
+from pynas.compare import compare
 from pynas.console import Show
 from pynas.export import FORMATS
 from pynas.info import info
@@ -59,6 +60,7 @@ COMMANDS: dict[str, Any] = {
     "retrain": api.retrain,
     "evaluate": api.evaluate,
     "export": api.export,
+    "compare": compare,
     "measure": measuring.measure,
     "table": {"_help": "Look at tables, make them.", "check": measuring.check_table, "fit": measuring.fit_table},
     "fairness": reports.fairness,
