@@ -123,6 +123,7 @@ class Difference:
     low: float
     high: float
     each: tuple[float, ...]
+    form: str = "+.2f"
 
     @property
     def resolved(self) -> bool:
@@ -130,12 +131,13 @@ class Difference:
         return len(self.each) >= ENOUGH_SEEDS and same and (self.low > 0 or self.high < 0)
 
     def __str__(self) -> str:
-        interval = f" [{self.low:+.2f}, {self.high:+.2f}]" if len(self.each) > 1 else ""
-        return f"{self.mean:+.2f}{interval}, {len(self.each)} seed{'s' * (len(self.each) != 1)}"
+        mean, low, high = (format(value, self.form) for value in (self.mean, self.low, self.high))
+        interval = f" [{low}, {high}]" if len(self.each) > 1 else ""
+        return f"{mean}{interval}, {len(self.each)} seed{'s' * (len(self.each) != 1)}"
 
 
 def difference(
-    records: Mapping[tuple[str, int], Record], a: str, b: str, value: Callable[[Record], float]
+    records: Mapping[tuple[str, int], Record], a: str, b: str, value: Callable[[Record], float], form: str = "+.2f"
 ) -> Difference | None:
     """A value of arm a minus that of arm b; None where no seed has both."""
     seeds = [seed for seed in SEEDS if (a, seed) in records and (b, seed) in records]
@@ -146,7 +148,7 @@ def difference(
     if len(each) > 1:
         spread = float(np.std(each, ddof=1)) / math.sqrt(len(each))
         half = float(stats.t.ppf((1 + LEVEL) / 2, len(each) - 1)) * spread
-    return Difference(mean, mean - half, mean + half, each)
+    return Difference(mean, mean - half, mean + half, each, form)
 
 
 def verdict(found: Difference | None, above: str, below: str, what: str) -> str:
@@ -167,7 +169,7 @@ def _mean(values: Sequence[float], form: str) -> str:
     if not values:
         return "missing"
     mean = format(np.mean(values), form)
-    return mean if len(values) == 1 else f"{mean} ({', '.join(format(value, form) for value in values)})"
+    return mean if min(values) == max(values) else f"{mean} ({', '.join(format(value, form) for value in values)})"
 
 
 def _of(records: Mapping[tuple[str, int], Record], arm: str) -> list[Record]:
@@ -261,7 +263,7 @@ def verdicts(results: Results) -> list[str]:
                 out.append(verdict(difference(searches, arm, other, gap(field)), arm, other, f"gap, {word}"))
     out.append("Entropy of the last distribution:")
     for arm in SNAS_ARMS:
-        out.append(verdict(difference(searches, arm, "darts", entropy), arm, "darts", "entropy"))
+        out.append(verdict(difference(searches, arm, "darts", entropy, "+.3f"), arm, "darts", "entropy"))
     out += ["Cost prunes:", *_falls(results), "Retrained:"]
     snas = [arm for arm in RETRAINED if arm in SNAS_ARMS]
     pairs = [(arm, other) for arm in snas for other in RETRAINED if other not in SNAS_ARMS]
@@ -381,7 +383,7 @@ def report(out: Path) -> str:
         f"{len(results.searches)} searches, {len(results.retrainings)} retrainings; sizes: {results.setting}.",
         cost(results),
         f"Missing: {', '.join(results.missing)}." if results.missing else "No run is missing.",
-        "Values are means over seeds, with each seed in brackets.",
+        "Values are means over seeds, with each seed in brackets where they differ.",
         "",
         without_retraining(results),
         "",
