@@ -31,6 +31,7 @@ class Registry(Generic[T]):
 
     Args:
         kind: What is registered, in the singular, as it reads in an error ("space", "strategy").
+        see: What an error tells to do; by default the command that lists all names.
 
     >>> colours: Registry[int] = Registry("colour")
     >>> colours.add("red", 1)
@@ -39,8 +40,10 @@ class Registry(Generic[T]):
     ('red',)
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, see: str = "") -> None:
         self.kind = kind
+        plural = {"strategy": "strategies"}.get(kind, f"{kind}s")
+        self.see = see or f"See: pynas list {plural}"
         self._things: dict[str, T] = {}
 
     def add(self, name: str, thing: T) -> T:
@@ -57,8 +60,7 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """The thing of that name. Raises ValueError with what is allowed and the nearest name."""
         if name not in self._things:
-            plural = {"strategy": "strategies"}.get(self.kind, f"{self.kind}s")
-            raise unknown(self.kind, name, self._things, f"See: pynas list {plural}")
+            raise unknown(self.kind, name, self._things, self.see)
         return self._things[name]
 
     def names(self) -> tuple[str, ...]:

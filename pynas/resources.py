@@ -24,7 +24,9 @@ Estimator = Literal["reparametrization", "discrete", "policy_gradient"]
 PAPER_WEIGHTS = {"size": 0.43 * 2, "flops": 0.43 / 4000, "access": 0.43 / 100}
 REPEATS = 3  # of the timing of a whole network
 
-LATENCIES: Registry[Callable[[Architecture], float]] = Registry("latency")
+LATENCIES: Registry[Callable[[Architecture], float]] = Registry(
+    "latency", see="Add another: pynas.resources.LATENCIES.add(name, function)"
+)
 
 
 class SlotCosts:

@@ -160,7 +160,13 @@ class SNAS(Strategy):
     def macs_per_image(self, space: SearchSpace) -> float:
         return 3 * mean_macs(space)
 
+    def check(self, problem: Problem) -> None:
+        super().check(problem)
+        if self.objective == "lagrange" and problem.budget is None:
+            raise ValueError("objective='lagrange' steers to a budget: give latency_ms, or use objective='eta'.")
+
     def prepare(self, problem: Problem) -> None:
+        self.check(problem)
         self.suit(problem.space)
         self.problem, self.table = problem, problem.table
         self.net = fast_layout(Supernet(problem.space))
@@ -185,10 +191,8 @@ class SNAS(Strategy):
     def _objective(self) -> Objective:
         budget, table = self.problem.budget, self.table
         self.steered = self.objective == "lagrange" or (self.objective == "auto" and budget is not None)
-        if not self.steered:
+        if not self.steered or budget is None:
             return WeighedObjective(self.eta)
-        if budget is None:
-            raise ValueError("objective='lagrange' steers to a budget: give latency_ms, or use objective='eta'.")
         if budget >= cost_range(table).high:  # no network can violate it, so there is nothing to steer
             return LagrangeObjective(budget, rate=0.0, damping=0.0)
         return LagrangeObjective(budget * (1 - self.problem.slack / 2), self.multiplier_rate)
