@@ -20,7 +20,10 @@ SHORT_OF = 0.1  # share of the computation that a strategy may leave unused beca
 
 
 def computed(strategy: Strategy, feed: Feed) -> int:
-    """Gradient computations of a whole search; `strategy.suit` was called with its space."""
+    """Gradient computations of a whole search; `strategy.suit` was called with its space.
+
+    Batches are taken to be full, though one of a part of the data that is smaller is not.
+    """
     passes = sum(strategy.gradient_passes(feed, epoch) for epoch in range(strategy.epochs))
     return passes * strategy.batch_size
 

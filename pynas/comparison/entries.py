@@ -61,9 +61,6 @@ def listed(strategies: str | Sequence[str], changes: Mapping[str, Any]) -> dict[
             f"Strategy {twice[0]!r} is named twice. For two settings of it invent a name: --strategies darts,single "
             '--changes \'{"single": {"strategy": "darts", "order": "single"}}\'.'
         )
-    for label in changes:
-        if label not in labels:
-            raise unknown("label in changes", label, labels)
     found = {}
     for label in labels:
         given = changes.get(label, {})
@@ -81,6 +78,9 @@ def listed(strategies: str | Sequence[str], changes: Mapping[str, Any]) -> dict[
                     f"{key} of {label!r} follows from the comparison's epochs and batch_size; leave it out."
                 )
         found[label] = (name, changed)
+    for label in changes:
+        if label not in labels:
+            raise unknown("label in changes", label, labels)
     return found
 
 

@@ -15,6 +15,7 @@ from pynas.comparison.rows import Row, reached, usable
 COLUMNS = (
     "strategy",
     "gradients",
+    "forward only",
     "seconds",
     "search %",
     "child % bare",
@@ -54,6 +55,7 @@ def _line(label: str, runs: Sequence[Row], target: float | None) -> list[str]:
     line = [
         label,
         _mean([run.gradients for run in runs], whole),
+        _mean([run.forward_passes for run in runs], whole),
         _mean([run.seconds for run in runs], whole),
         _mean([run.search_accuracy for run in runs], percent, 100),
         _mean([run.child_accuracy_without_recalibration for run in runs], percent, 100),
@@ -95,7 +97,8 @@ def notes(rows: Sequence[Row], epochs: int) -> list[str]:
     what = (
         f"Seeds {seeds}; means (least to most). Gradient computations are images through a backward pass; every search "
         f"had those of {epochs} passes over the images for the weights, or up to a tenth fewer where it ends after "
-        "whole passes."
+        "whole passes. forward only: batches through a network without a backward pass, in the search, where they are "
+        "counted."
     )
     words = (
         "search: the whole search network on held-out images. child: the found network on test images with the weights "
