@@ -80,7 +80,7 @@ def draw_children(rows: Sequence[Row], target: float | None = None) -> Figure:
                    "x bare, triangle recalibrated, star trained from scratch", fontsize=8)  # fmt: skip
     trained = all(row.trained_accuracy is not None for row in rows)
     middle.set_xlabel("MACs (millions)", fontsize=9)
-    right.set_xlabel(f"predicted latency (ms), {rows[0].latency.split(' (')[0]}", fontsize=8)
+    right.set_xlabel(f"predicted latency (ms), {rows[0].latency.split(' on ')[0]}", fontsize=8)
     for axes in (middle, right):
         axes.set_ylabel(f"test accuracy, {'trained' if trained else 'as far as trained'} (%)", fontsize=9)
     for axes in (left, middle, right):

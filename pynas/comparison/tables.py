@@ -71,7 +71,8 @@ def _line(label: str, runs: Sequence[Row], target: float | None) -> list[str]:
         when = [reached(run, target) for run in runs]
         some = _mean(when, whole)
         missed = sum(each is None for each in when)
-        line.append(some if not missed else f"{some} ({missed} of {len(runs)} never)")
+        told = f"{some} ({missed} of {len(runs)} never)" if missed else some
+        line.append("never" if missed == len(runs) else told)
     first = usable(runs, target)
     line.append("never" if first is None else f"{first.gradients:,} {first.how}")
     return line
