@@ -13,6 +13,7 @@ train with. Everything with a name (spaces, strategies, formats, devices) is lis
 
 import cost_models
 import pynas.export  # noqa: F401  loads the package before its name becomes the function's
+from pynas import compare as _compare
 from pynas import fuse as _fuse
 from pynas import published as _published
 from pynas import rank as _rank
@@ -44,6 +45,7 @@ from pynas.draw import draw_cells, draw_credit, draw_strip  # isort: skip
 from pynas.plots import plot_pareto  # isort: skip
 from pynas.reports import fairness  # isort: skip
 
+compare = _compare.compare
 fuse = _fuse.fuse
 published = _published.published
 rank = _rank.rank
@@ -76,6 +78,7 @@ __all__ = [
     "Truth",
     "Uniform",
     "check_table",
+    "compare",
     "cost_models",
     "count",
     "draw_cells",

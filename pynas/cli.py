@@ -18,6 +18,7 @@ from jsonargparse import ArgumentError, auto_cli
 
 import cost_models
 from pynas import api, measuring, reports
+from pynas.compare import compare
 from pynas.console import Show
 from pynas.export import FORMATS
 from pynas.info import info
@@ -80,6 +81,7 @@ COMMANDS: dict[str, Any] = {
     "retrain": _of_folder(api.retrain),
     "evaluate": _of_folder(api.evaluate),
     "export": _of_folder(api.export),
+    "compare": compare,
     "measure": measuring.measure,
     "table": {"_help": "Look at tables, make them.", "check": measuring.check_table, "fit": measuring.fit_table},
     "fairness": reports.fairness,

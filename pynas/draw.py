@@ -83,9 +83,6 @@ def draw_strip(run: Run | str | Path, columns: int = COLUMNS) -> Figure:
     Raises:
         ValueError: The space has no cells, the run kept no history, or `columns` is not positive.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
     if columns < 1:
         raise ValueError(f"columns must be a positive number, not {columns}.")
     found = _opened(run)
@@ -96,19 +93,38 @@ def draw_strip(run: Run | str | Path, columns: int = COLUMNS) -> Figure:
         raise ValueError(f"{found.folder} has no history of a distribution; strategies snas and darts keep one.")
     history = np.load(path)
     shown = sorted({int(epoch) for epoch in np.linspace(0, len(history) - 1, min(columns, len(history))).round()})
-    drawn = [cells_of(space, most_probable(space, history[epoch])) for epoch in shown]
-    places, rows = _places(space), len(drawn[0])
-    tops = [max(_top(cells[name]) for cells in drawn) for name in drawn[0]]
-    figure = Figure(figsize=(2.1 * len(shown), 1.05 * sum(tops) / RISE * 0.42 + 0.9), layout="constrained")
-    axes = figure.subplots(rows, len(shown), squeeze=False, height_ratios=tops)
-    for column, (epoch, cells) in enumerate(zip(shown, drawn, strict=True)):
+    return draw_grid(space, {f"epoch {epoch + 1}": most_probable(space, history[epoch]) for epoch in shown})
+
+
+def draw_grid(space: SearchSpace, networks: Mapping[str, Mapping[str, str]]) -> Figure:
+    """Cells of several networks side by side: a column for each, a row for each type of cell.
+
+    Args:
+        space: With cells.
+        networks: By the title of their column; the option of every choice.
+
+    Raises:
+        ValueError: If the space has no cells, or there is no network.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    if not networks:
+        raise ValueError("There is no network to draw.")
+    drawn = {title: cells_of(space, options) for title, options in networks.items()}
+    places, names = _places(space), list(next(iter(drawn.values())))
+    tops = [max(_top(cells[name]) for cells in drawn.values()) for name in names]
+    figure = Figure(figsize=(2.1 * len(drawn), 1.05 * sum(tops) / RISE * 0.42 + 0.9), layout="constrained")
+    axes = figure.subplots(len(names), len(drawn), squeeze=False, height_ratios=tops)
+    for column, (title, cells) in enumerate(drawn.items()):
         for row, (name, cell) in enumerate(cells.items()):
             _draw(axes[row, column], cell, places, labels=False, top=tops[row])
-            over = f"epoch {epoch + 1}\n" if row == 0 else ""
+            over = f"{title}\n" if row == 0 else ""
             _title(axes[row, column], f"{over}{_summary(cell, places)}", 8)
             if column == 0:
                 axes[row, 0].text(-0.75, 0.2, NAMES.get(name, name), fontsize=8, rotation=90, ha="center", va="bottom")
-    used = [option for option in COLOURS if any(option in cell.values() for cells in drawn for cell in cells.values())]
+    every = [option for cells in drawn.values() for cell in cells.values() for option in cell.values()]
+    used = [option for option in COLOURS if option in every]
     lines = [Line2D([], [], color=COLOURS[option], linestyle=_style(option), linewidth=2) for option in used]
     figure.legend(lines, [_words(option) for option in used], loc="outside lower center", ncols=7, fontsize=8)
     return figure

@@ -19,7 +19,7 @@ def write_table(name: str, space: str = "fbnet_tiny", options: dict[str, Any] | 
     """Writes the table of device `name` into the user's data folder and returns the name."""
     runner = dataclasses.replace(cost_models.TorchHost(), name="roofline", source="modelled")
     about = Provenance.of(name, runner, 1)
-    specs = [spec for spec in space_specs(make_space(space, options or {})) if spec.kind != "skip"]
+    specs = [spec for spec in space_specs(make_space(space, options or {})) if not spec.free]
     table = {spec: rows.Row(spec, (MODEL.cost(spec),)) for spec in specs}
     folder = cost_models.device_folder(name)
     folder.mkdir(parents=True)

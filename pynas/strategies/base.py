@@ -172,6 +172,13 @@ class Strategy(ABC):
     def steps(self, feed: Feed, epoch: int) -> int:
         """Number of steps of an epoch."""
 
+    def gradient_passes(self, feed: Feed, epoch: int) -> int:
+        """Batches that go through a backward pass of a network in an epoch; what comparisons count. One a step here.
+
+        A batch counts once whatever part of a supernet it runs through, and whether weights or architecture descend.
+        """
+        return self.steps(feed, epoch)
+
     @abstractmethod
     def step(self, feed: Feed, progress: Progress) -> dict[str, float]:
         """One update. Returns what is worth logging; "loss" always."""

@@ -126,6 +126,11 @@ class DARTS(Strategy):
     def steps(self, feed: Feed, epoch: int) -> int:
         return self.length.of(feed, epoch)
 
+    def gradient_passes(self, feed: Feed, epoch: int) -> int:
+        """One a step in one level. In two levels alpha's and the weights', and in second order three more: the unrolled
+        step of the weights, and two for the finite difference."""
+        return PASSES[self.order] * self.steps(feed, epoch)
+
     def step(self, feed: Feed, progress: Progress) -> dict[str, float]:
         step, steps = self.length.step(feed, progress), self.length.total(feed)
         train = _ready(feed.weights())

@@ -93,6 +93,9 @@ class EF(Strategy):
     def steps(self, feed: Feed, epoch: int) -> int:
         return self.length.of(feed, epoch)
 
+    def gradient_passes(self, feed: Feed, epoch: int) -> int:
+        return self.k * self.steps(feed, epoch)
+
     def step(self, feed: Feed, progress: Progress) -> dict[str, float]:
         step = self.length.step(feed, progress)
         path = uniform_paths(1, self.options, seed=self.shared.problem.seed, step=step)

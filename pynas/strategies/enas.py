@@ -145,6 +145,10 @@ class ENAS(Strategy):
     def steps(self, feed: Feed, epoch: int) -> int:
         return self.length.of(feed, epoch) + self.controller_steps
 
+    def gradient_passes(self, feed: Feed, epoch: int) -> int:
+        """One a step of the weights; the controller learns from forward passes alone."""
+        return self.length.of(feed, epoch)
+
     def step(self, feed: Feed, progress: Progress) -> dict[str, float]:
         if progress.step < self.length.of(feed, progress.epoch):
             return self._weight_step(feed, progress)

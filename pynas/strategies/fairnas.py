@@ -110,6 +110,9 @@ class FairNAS(Strategy):
     def steps(self, feed: Feed, epoch: int) -> int:
         return self.length.of(feed, epoch)
 
+    def gradient_passes(self, feed: Feed, epoch: int) -> int:
+        return self.models * self.steps(feed, epoch)
+
     def step(self, feed: Feed, progress: Progress) -> dict[str, float]:
         """Algorithm 1, lines 4 to 14."""
         step = self.length.step(feed, progress)

@@ -154,6 +154,11 @@ class FBNet(Strategy):
     def steps(self, feed: Feed, epoch: int) -> int:
         return feed.steps_weights + (feed.steps_arch if epoch >= self.warmup_epochs else 0)
 
+    def gradient_passes(self, feed: Feed, epoch: int) -> int:
+        """One a step, of weights or of theta; the score function takes none for theta."""
+        forward_only = self.sampling == "hard" and self.hard_gradient == "score"
+        return feed.steps_weights if forward_only else self.steps(feed, epoch)
+
     def step(self, feed: Feed, progress: Progress) -> dict[str, float]:
         if progress.step < feed.steps_weights:
             return self._weight_step(feed, progress)

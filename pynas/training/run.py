@@ -45,8 +45,8 @@ class RunFolder:
         self._boards: dict[str, Any] = {}
 
     @staticmethod
-    def create(out: str | Path, config: Mapping[str, Any]) -> RunFolder:
-        """Makes the next numbered folder in `out` and writes what was asked.
+    def create(out: str | Path, config: Mapping[str, Any], name: str | None = None) -> RunFolder:
+        """Makes a folder in `out`, the next numbered one or that of a name, and writes what was asked.
 
         Raises:
             OSError: If the folder cannot be made or written.
@@ -55,8 +55,8 @@ class RunFolder:
         settings = yaml.safe_dump(dict(config), sort_keys=False)
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            path = _next_folder(parent)
-            (path / "checkpoints").mkdir()
+            path = _next_folder(parent) if name is None else parent / name
+            (path / "checkpoints").mkdir(parents=name is not None, exist_ok=name is not None)
         except OSError as error:
             reason = error.strerror or str(error)
             raise OSError(f"Cannot write runs to {parent}: {reason}. Choose another folder with --out.") from None
