@@ -80,7 +80,8 @@ def backward_images() -> Iterator[list[int]]:
 @pytest.mark.parametrize("name", NAMES)
 def test_counts_are_those_of_backward_passes_and_budgets_are_equal(name: str, data: Data) -> None:
     """The oracle is what comes back through the network in a whole search."""
-    space = SPACES.get("fbnet_tiny")(**SPACE)
+    subsets = "one" not in made(name).PICKS
+    space = SPACES.get("repnas")(host="repvgg_tiny", input_size=8) if subsets else SPACES.get("fbnet_tiny")(**SPACE)
     feed = Feed(data, batch_size=24, seed=0)
     budget = 9 * feed.steps_weights * 24
     strategy = matched(name, made(name), space, feed, budget)

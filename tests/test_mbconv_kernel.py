@@ -16,7 +16,7 @@ from blocks import EVERY, OPTIONS, block, calls, choice, everything, same
 from torch import Tensor
 
 from pynas import Gates
-from pynas.kernels import mbconv, native, setting
+from pynas.kernels import graph, mbconv, native, setting
 from pynas.kernels.mbconv_reference import mbconv_reference
 
 
@@ -169,17 +169,17 @@ def test_only_what_is_wanted_is_computed(monkeypatch: pytest.MonkeyPatch) -> Non
     loss().backward()
     assert theta.grad is not None
     expected, theta.grad = theta.grad, None
-    assert count["wanted"] == mbconv._WANTS_GATES | mbconv._WANTS_WEIGHTS  # of the first layer: x needs none
+    assert count["wanted"] == graph.WANTS_GATES | graph.WANTS_WEIGHTS  # of the first layer: x needs none
     for net in (first, second):
         net.zero_grad()
     loss().backward(inputs=[theta])
-    assert count["wanted"] == mbconv._WANTS_GATES
+    assert count["wanted"] == graph.WANTS_GATES
     assert theta.grad is not None
     torch.testing.assert_close(theta.grad, expected, rtol=1e-4, atol=1e-4)  # without weights, other sums are taken
     assert all(p.grad is None for net in (first, second) for p in net.parameters())
     weight = second.options["k3_e1"].project.bn.bias
     loss().backward(inputs=[weight])
-    assert count["wanted"] == mbconv._WANTS_WEIGHTS
+    assert count["wanted"] == graph.WANTS_WEIGHTS
     (grad,) = torch.autograd.grad(loss(), [weight])
     torch.testing.assert_close(grad, weight.grad)
 
@@ -189,7 +189,7 @@ def test_frozen_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     net.requires_grad_(False)
     x = torch.randn(2, 8, 6, 6, requires_grad=True)
     net(x).sum().backward()
-    assert count["wanted"] == mbconv._WANTS_X
+    assert count["wanted"] == graph.WANTS_X
     assert not net(x.detach()).requires_grad
 
 

@@ -14,7 +14,7 @@ from cost_models.spec import OpSpec
 from pynas import SPACES, Architecture, Gates, Supernet, count, published
 from pynas.architecture import FAMILIES
 from pynas.plan import make_space, space_specs
-from pynas.registry import SearchSpace
+from pynas.registry import SearchSpace, Vanishing
 from pynas.supernet import cost_table
 
 # Small enough to run every space in seconds; what is tested does not depend on them.
@@ -49,7 +49,8 @@ def random_architecture(space: SearchSpace, seed: int) -> Architecture:
 def option_specs(space: SearchSpace) -> list[OpSpec]:
     """Everything that a supernet is made of; what is deployed may be something else."""
     options = [FAMILIES.get(slot.family).spec(slot, name) for slot in space.slots() for name in slot.choice.options]
-    return [*space.fixed_specs(), *options]
+    sliced = space.sliced_specs() if isinstance(space, Vanishing) else ()
+    return [*space.fixed_specs(), *sliced, *options]
 
 
 def soft_gates(net: Supernet) -> dict[str, Gates]:

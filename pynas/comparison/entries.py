@@ -163,10 +163,11 @@ def _config(asked: Mapping[str, Any], name: str, strategy: Strategy, seed: int) 
     """Settings of an ordinary run."""
     passed = ("space", "data", "device", "latency_ms", "slack", "amp", "kernels", "threads", "limit", "augment")
     rest = ("on_corrupt", "space_options", "strict_table", "recipe", "retrain", "out")
+    unasked = ("objectives", "limits", "directions", "evolution", "preset", "epochs", "batch_size", "host", "budget")
     found = settings.resolve(
         {
             **{key: asked[key] for key in (*passed, *rest)},
-            **dict.fromkeys(("objectives", "limits", "directions", "evolution", "preset", "epochs", "batch_size")),
+            **dict.fromkeys(unasked),
             "strategy": strategy,
             "baseline": 0,
             "seed": seed,
