@@ -11,6 +11,7 @@
 #include "cpu/gumbel.h"
 #include "cpu/mbconv.h"
 #include "cpu/mbconv_infer.h"
+#include "cpu/patches.h"
 #include "cpu/paths.h"
 #include "isa.h"
 
@@ -26,6 +27,7 @@ struct Kernels {
   const MbTable& mbconv = PYNAS_TABLE(isa, mbconv);
   const MbInferTable& mbconv_infer = PYNAS_TABLE(isa, mbconv_infer);
   const EdgeTable& edge = PYNAS_TABLE(isa, edge);
+  const PatchTable& patches = PYNAS_TABLE(isa, patches);
 
   // For a layer of so many channels. Where half as long vectors compute as much per cycle, they are
   // taken for channels that would fill the long ones badly.
@@ -46,5 +48,6 @@ class LongWork {
 void bind_mbconv(pybind11::class_<Kernels>& kernels);
 void bind_mbconv_infer(pybind11::class_<Kernels>& kernels);
 void bind_edge(pybind11::class_<Kernels>& kernels);
+void bind_patches(pybind11::class_<Kernels>& kernels);
 
 }  // namespace pynas

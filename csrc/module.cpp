@@ -190,6 +190,7 @@ PYBIND11_MODULE(_C, module) {
   pynas::bind_mbconv(kernels);
   pynas::bind_mbconv_infer(kernels);
   pynas::bind_edge(kernels);
+  pynas::bind_patches(kernels);
   module.def("scratch_bytes", pynas::scratch_bytes, "Memory that kernels keep for this thread.");
   module.def("release_scratch", pynas::release_scratch, "Gives that memory back.");
 }
