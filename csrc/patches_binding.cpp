@@ -42,8 +42,7 @@ py::object patches_forward(const Kernels& kernels, const TensorArg& x, int64_t t
 template <typename T>
 py::object backward_of(const PatchFunctions<T>& functions, const TensorArg& x,
                        const TensorArg& mean, const TensorArg& of_mean,
-                       const TensorArg& of_covariance, const TensorArg& of_image,
-                       int64_t threads) {
+                       const TensorArg& of_covariance, const TensorArg& of_image, int64_t threads) {
   const PatchShape s = shape_of(x);
   const int64_t wide = kPlaces * s.channels;
   if (!mean.is<T>({wide}) || !of_mean.is<T>({wide}) || !of_covariance.is<T>({wide, wide}) ||

@@ -83,8 +83,8 @@ class PatchBackwardPass {
     parallel(workers_, wide(), [&](int64_t i, int64_t) {
       double sum = static_cast<double>(args_.mean_gradient[i]);
       for (int64_t j = 0; j < wide(); ++j) {
-        sum -= static_cast<double>(both(i / s_.channels, i % s_.channels, j / s_.channels,
-                                        j % s_.channels)) *
+        sum -= static_cast<double>(
+                   both(i / s_.channels, i % s_.channels, j / s_.channels, j % s_.channels)) *
                static_cast<double>(args_.mean[j]);
       }
       constants_[i] = static_cast<T>(sum * static_cast<double>(scale()));
@@ -108,8 +108,7 @@ class PatchBackwardPass {
     const T* from = args_.x + n * s_.height * s_.width * s_.channels;
     for (int64_t y = 0; y < s_.height; ++y) {
       for (int64_t x = 0; x < s_.width; ++x, from += s_.channels) {
-        memcpy(image + (y * step_ + x) * room_, from,
-               static_cast<size_t>(s_.channels) * sizeof(T));
+        memcpy(image + (y * step_ + x) * room_, from, static_cast<size_t>(s_.channels) * sizeof(T));
       }
     }
   }
@@ -117,8 +116,17 @@ class PatchBackwardPass {
   // Rows [y, y + count) of the convolution; between rows, positions that nobody reads.
   void convolve(const T* image, int64_t y, int64_t count, T* band) const {
     for (int64_t dy = -kReach; dy <= kReach; ++dy) {
-      const Gemm<T> g{5,     s_.channels, room_,     room_,   1, room_, kLanes<T>,
-                      room_, kLanes<T>,   nullptr, dy == -kReach ? Then::kSet : Then::kAdd};
+      const Gemm<T> g{5,
+                      s_.channels,
+                      room_,
+                      room_,
+                      1,
+                      room_,
+                      kLanes<T>,
+                      room_,
+                      kLanes<T>,
+                      nullptr,
+                      dy == -kReach ? Then::kSet : Then::kAdd};
       gemm(count * step_, room_ / kLanes<T>, g, image + ((y + dy) * step_ - kReach) * room_,
            kernel_ + (dy + kReach) * 5 * s_.channels * room_, band);
     }

@@ -38,9 +38,8 @@ class PatchForwardPass {
         workers_(workers),
         room_(padded<T>(s_.channels)),
         step_(s_.width + kReach),
-        shares_(larger<int64_t>(
-            1, smaller(smaller(s_.images, kMostShares),
-                       s_.images * s_.height * s_.width / kSharePositions))),
+        shares_(larger<int64_t>(1, smaller(smaller(s_.images, kMostShares),
+                                           s_.images * s_.height * s_.width / kSharePositions))),
         product_(s_.channels * room_),
         image_(s_.height * s_.width * s_.channels) {
     centre_ = take_zeros<T>(workers, room_);
@@ -111,8 +110,7 @@ class PatchForwardPass {
 
   // found[which] += sum over `count` positions, `apart` apart, of a times b transposed.
   void add(const T* a, const T* b, int64_t count, int64_t apart, T* found, int64_t which) const {
-    const Gemm<T> g{1,     count,     1,     0,         apart,   apart,
-                    kLanes<T>, room_, kLanes<T>, nullptr, Then::kAdd};
+    const Gemm<T> g{1, count, 1, 0, apart, apart, kLanes<T>, room_, kLanes<T>, nullptr, Then::kAdd};
     gemm(s_.channels, room_ / kLanes<T>, g, a, b, found + which * product_);
   }
 
@@ -245,7 +243,8 @@ class PatchForwardPass {
       const double mean_a = means_[a * channels + c];
       for (int64_t e = 0; e < channels; ++e) {
         double total = 0;
-        for (int64_t t = 0; t < terms_count; ++t) total += terms[t].sign * terms[t].of[c * room_ + e];
+        for (int64_t t = 0; t < terms_count; ++t)
+          total += terms[t].sign * terms[t].of[c * room_ + e];
         const double centre_b = static_cast<double>(centre_[e]);
         total += sum_a * centre_b + centre_a * (sum(w, b, e) + centre_b * area);
         const T value = static_cast<T>(total / count() - mean_a * means_[b * channels + e]);

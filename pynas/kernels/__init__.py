@@ -28,11 +28,15 @@ from pynas.kernels.kernel import Kernel
 from pynas.kernels.mbconv import MIXED_MBCONV, mixed_mbconv
 from pynas.kernels.mbconv_infer import MBCONV_INFERENCE
 from pynas.kernels.native import facts
+from pynas.kernels.patches import PATCH_MOMENTS, patch_moments
 from pynas.kernels.paths import FAIR_PATHS, SAMPLE_PATHS, fair_paths, sample_paths, uniform_paths
 
 ALL: dict[str, Kernel] = {
     kernel.name: kernel
-    for kernel in (GUMBEL_GATES, SAMPLE_PATHS, FAIR_PATHS, MIXED_MBCONV, MBCONV_INFERENCE, MIXED_EDGE)
+    for kernel in (
+        *(GUMBEL_GATES, SAMPLE_PATHS, FAIR_PATHS),
+        *(MIXED_MBCONV, MBCONV_INFERENCE, MIXED_EDGE, PATCH_MOMENTS),
+    )
 }
 
 __all__ = [
@@ -44,6 +48,7 @@ __all__ = [
     "gumbel_gates",
     "mixed_edge",
     "mixed_mbconv",
+    "patch_moments",
     "sample_paths",
     "uniform_paths",
 ]
