@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pynas import Choice, Gates, fuse
+from pynas.kernels import setting
 from pynas.merge import centre_slice
 from pynas.ops import branches
 from pynas.ops.branches import BRANCHES, BranchShape
+from pynas.ops.fast_merge import merges
 from pynas.ops.rep import RepBlock, RepSlot, searched
 
 SIZE = 9
@@ -240,6 +242,46 @@ def test_merged_training_equals_the_branches(channels: int, out: int, settings: 
         found.append((y, image.grad, values.grad, gradients, dict(each.named_buffers())))
     torch.testing.assert_close(*found, rtol=1e-8, atol=1e-9)
     torch.testing.assert_close(merged.eval()(x), made.eval()(x))
+
+
+@pytest.mark.parametrize("names", [(), ("kxk", "1x1_avg"), ("1x1_kxk",), ("1x1", "1xk", "kx1", "skip")], ids=str)
+@pytest.mark.parametrize("channels", [3, 17])
+def test_the_kernel_equals_the_branches(channels: int, names: tuple[str, ...]) -> None:
+    """Outputs, all gradients and running statistics after two steps, in double."""
+    made = block(channels, channels, kernel=3).train()
+    x = pictures(made)
+    run = tuple(made.names.index(name) for name in names or made.names)
+    found = []
+    for kernels in ("reference", "fused"):
+        each, image = copy.deepcopy(made), x.clone().requires_grad_()
+        values = torch.linspace(0.5, 1.5, len(made.names), dtype=torch.float64).requires_grad_()
+        with setting.using(kernels):  # type: ignore[arg-type]
+            running = [(branch, gate) for branch, gate, _ in each._running(gates(values, run))]
+            assert merges(x, running) == (kernels == "fused")
+            for _ in range(2):
+                y = each(image, gates(values, run))
+                (y * torch.arange(y.numel()).view_as(y).sin()).sum().backward()
+        gradients = {name: p.grad for name, p in each.named_parameters()}
+        found.append((y, image.grad, values.grad, gradients, dict(each.named_buffers())))
+    torch.testing.assert_close(*found, rtol=1e-8, atol=1e-9)
+
+
+def test_blocks_that_are_watched_or_unusual_run_branch_by_branch() -> None:
+    made = block(4, 4, kernel=3).train()
+    x, running = pictures(made), [(branch, None) for branch, _, _ in made._running(None)]
+    with setting.using("fused"):
+        assert merges(x, running)
+        made.branches["kxk"].bn.momentum = None
+        assert not merges(x, running)
+        made.branches["kxk"].bn.momentum = 0.1
+        made.branches["1xk"].bn.eval()
+        assert not merges(x, running)
+        made.branches["1xk"].bn.train()
+        made.branches["skip"].register_forward_hook(lambda *_: None)
+        assert not merges(x, running)
+    for other in (block(4, 4, kernel=5), block(4, 4, kernel=3, stride=2), block(4, 4, kernel=3, groups=2)):
+        with setting.using("fused"):
+            assert not merges(pictures(other), [(branch, None) for branch, _, _ in other.train()._running(None)])
 
 
 def test_merged_training_has_right_gradients() -> None:

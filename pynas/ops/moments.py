@@ -9,7 +9,7 @@ Two things are added to that. The batch norm in the middle of a sequential branc
 pixels. And its border, which holds what *running* statistics make of zero while the inside has the batch's, adds
 a constant map to the branch, whose covariance with the rest follows from the mean patch of every place.
 
-This says what a kernel must compute. It is slower than the branches one by one: use it to check a kernel.
+This says what `fast_merge` computes with a kernel, and is slower than the branches one by one: use it to check that.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from cost_models.spec import OpSpec
 from pynas.choices import Gates, Slot
 from pynas.fuse import relative_difference
 from pynas.ops.branches import BRANCHES, FALLBACK, Branch, BranchShape
+from pynas.ops.fast_merge import fast_sum, merges
 from pynas.ops.moments import merged_sum
 from pynas.registry import FAMILIES
 
@@ -122,8 +123,12 @@ class RepBlock(nn.Module):
     def forward(self, x: Tensor, gates: Gates | None = None) -> Tensor:
         gates = self.gates if gates is None else gates
         running = self._running(gates)
-        if self.merged and (gates is None or (gates.values.dim() == 1 and set(gates.run) == set(gates.train))):
-            return merged_sum(x, [(branch, gate) for branch, gate, _ in running], self.kernel)
+        if gates is None or (gates.values.dim() == 1 and set(gates.run) == set(gates.train)):
+            pairs = [(branch, gate) for branch, gate, _ in running]
+            if self.merged:
+                return merged_sum(x, pairs, self.kernel)
+            if merges(x, pairs):
+                return fast_sum(x, pairs, self.kernel)
         total: Tensor | None = None
         for branch, gate, train in running:
             with torch.set_grad_enabled(torch.is_grad_enabled() and train):
