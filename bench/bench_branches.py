@@ -53,9 +53,8 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**TUNED, **os.environ})
     torch.set_num_threads(1)
     print(machine())
-    print(
-        f"{'channels, size, batch, branches':34s}{'fused':>9s}{'auto':>9s}{'contiguous':>12s}{'ch._last':>10s}{'ratio':>8s}"
-    )
+    heads = zip(("fused", "auto", "contiguous", "ch._last", "fused", "auto"), (9, 9, 12, 10, 8, 8), strict=True)
+    print(f"{'channels, size, batch, branches':34s}" + "".join(f"{head:>{width}s}" for head, width in heads))
     for shape in SHAPES:
         for count in COUNTS:
             found = times(*shape, count)
