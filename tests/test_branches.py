@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from pynas import Choice, Gates, fuse
 from pynas.kernels import setting
+from pynas.kernels.patches import patch_moments_function
 from pynas.merge import centre_slice
 from pynas.ops import branches
 from pynas.ops.branches import BRANCHES, BranchShape
@@ -264,6 +265,21 @@ def test_the_kernel_equals_the_branches(channels: int, names: tuple[str, ...]) -
         gradients = {name: p.grad for name, p in each.named_parameters()}
         found.append((y, image.grad, values.grad, gradients, dict(each.named_buffers())))
     torch.testing.assert_close(*found, rtol=1e-8, atol=1e-9)
+
+
+def test_moments_do_not_depend_on_threads() -> None:
+    """Of many images, dealt into several shares."""
+    x = torch.randn(9, 20, 12, 11).add(1).requires_grad_()
+    results = []
+    for threads in (1, 2, 3, 5):
+        torch.set_num_threads(threads)
+        try:
+            found = patch_moments_function(x)
+            results.append([*found, *torch.autograd.grad(found, x, [part.detach().cos() for part in found])])
+        finally:
+            torch.set_num_threads(1)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
 def test_blocks_that_are_watched_or_unusual_run_branch_by_branch() -> None:
