@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -103,11 +102,22 @@ def test_the_run_folder_holds_it(evolved: Run) -> None:
 
 
 COMMAND = """
-import sys, torch
+import os, signal, sys, torch
 import pynas
+from pynas.training import submodels
 from test_objectives import EVOLVED
+
+out, resume, name, count = sys.argv[1:]
+append, told = submodels.append_score, []
+
+def stop_after_some(*args):
+    append(*args)
+    told.append(args)
+    if len(told) == int(count):
+        os.kill(os.getpid(), getattr(signal, name))
+
+submodels.append_score = stop_after_some
 torch.set_num_threads(1)
-out, resume = sys.argv[1:]
 if resume:
     pynas.search(resume=resume)
 else:
@@ -115,19 +125,20 @@ else:
 """
 
 
-def launch(home: Path, out: Path, resume: str = "") -> subprocess.Popen[str]:
+def stopped(home: Path, out: Path, resume: str, name: str, count: int) -> subprocess.CompletedProcess[str]:
+    """A search, or a run that goes on, in a process that gets a signal once it has judged so many networks."""
     path = os.pathsep.join([str(Path(__file__).resolve().parent), *[entry for entry in sys.path if entry]])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "XDG_DATA_HOME": str(home)}
-    command = [sys.executable, "-P", "-c", COMMAND, str(out), resume]
-    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def wait_for_scores(run: Path, count: int) -> None:
-    path, deadline = run / "submodels.jsonl", time.monotonic() + 150
-    while time.monotonic() < deadline:
-        if path.exists() and path.read_text().count("\n") >= count:
-            return
-        time.sleep(0.002)
+    command = [sys.executable, "-P", "-c", COMMAND, str(out), resume, name, str(count)]
+    return subprocess.run(
+        command,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=250,
+        check=False,
+    )
 
 
 def scores(run: Path) -> list[str]:
@@ -137,19 +148,13 @@ def scores(run: Path) -> list[str]:
 def test_interrupted_generations_go_on_bit_for_bit(home: Path, evolved: Run, tmp_path: Path) -> None:
     """Killed without warning in the second generation, stopped by Ctrl-C in the third, and resumed."""
     run = tmp_path / "0001"
-    process = launch(home, tmp_path)
-    wait_for_scores(run, 15)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=20)
-    assert process.returncode == -signal.SIGKILL
-    assert 15 <= len(scores(run)) < 35
-    process = launch(home, tmp_path, str(run))
-    wait_for_scores(run, 42)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert f"pynas search --resume {run}" in output
-    assert 42 <= len(scores(run)) < 60
+    killed = stopped(home, tmp_path, "", "SIGKILL", 15)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(scores(run)) == 15
+    broken = stopped(home, tmp_path, str(run), "SIGINT", 27)
+    assert broken.returncode != 0
+    assert f"pynas search --resume {run}" in broken.stdout
+    assert len(scores(run)) == 42
     assert not (run / "architectures.jsonl").exists()
     again = pynas.search(resume=str(run), quiet=True)
     assert again.judged == evolved.judged
