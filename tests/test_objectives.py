@@ -117,6 +117,7 @@ def stop_after_some(*args):
         os.kill(os.getpid(), getattr(signal, name))
 
 submodels.append_score = stop_after_some
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 torch.set_num_threads(1)
 if resume:
     pynas.search(resume=resume)
