@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynas.kernels import formats, graph, once
+from pynas.kernels import cuda_mbconv, formats, graph, once
 from pynas.kernels import mbconv_reference as plain
 from pynas.kernels.graph import WANTS_GATES, WANTS_WEIGHTS, WANTS_X
 from pynas.kernels.kernel import Kernel
@@ -61,11 +61,18 @@ def mixed_mbconv(
         ValueError: Shapes, types or numbers make no sense, or a channel has one value (as torch).
     """
     if torch.compiler.is_compiling():
-        if KERNELS is None or not x.is_cpu:
+        if not _has_kernel(x, layer, options):
             return mbconv_reference(x, gates, tensors, layer, options, identity, eps)
         y, statistics, *_ = mbconv_op(x, gates, list(tensors), list(layer), list(options), identity, eps)
         return y, statistics
     return mbconv_function(x, gates, tensors, layer, options, identity, eps)
+
+
+def _has_kernel(x: Tensor, layer: _Ints, options: _Ints) -> bool:
+    """Whether there is a kernel for images on this device."""
+    if x.dim() != 4 or len(layer) != 3:
+        return False
+    return (KERNELS is not None and x.is_cpu) or cuda_mbconv.takes(x, layer, options)
 
 
 def _takes(x: Tensor, layer: _Ints) -> bool:
@@ -84,6 +91,10 @@ def _rows(gates: Tensor | None) -> Tensor | None:
 def _forward(x: Tensor, gates: Tensor | None, tensors: tuple[Tensor, ...], call: _Call) -> tuple[Tensor, ...] | None:
     """y as (B, H, W, C) and what backward needs; None where the reference must do it."""
     layer, options, identity, eps = call
+    if cuda_mbconv.takes(x, layer, options):
+        plain.check(x, gates, tensors, layer, options, identity, eps)
+        dense = tuple(tensor.contiguous() for tensor in tensors)
+        return cuda_mbconv.forward(formats.last(x), layer, options, dense, _rows(gates), identity, eps)
     threads, inputs = torch.get_num_threads(), (formats.last(x), layer, options)
     found = KERNELS.mbconv_forward(*inputs, tensors, _rows(gates), identity, eps, threads)
     if found is None:
@@ -103,6 +114,10 @@ def _backward(
 ) -> tuple[Tensor | None, Tensor | None, tuple[Tensor | None, ...]]:
     """Gradients of x (as dense (B, H, W, C)), gates (as rows) and tensors; empty where they are not wanted."""
     layer, options, identity, eps = call
+    if cuda_mbconv.takes(x, layer, options):
+        dense = tuple(tensor.contiguous() for tensor in tensors)
+        inputs = formats.last(x), layer, options, dense, _rows(gates), identity, eps
+        return cuda_mbconv.backward(*inputs, formats.last(grad), saved, wanted)
     threads, inputs = torch.get_num_threads(), (formats.last(x), layer, options)
     rest = identity, eps, threads, formats.last(grad), saved, wanted
     found = KERNELS.mbconv_backward(*inputs, tensors, _rows(gates), *rest)
@@ -171,7 +186,7 @@ def mbconv_function(
 ) -> tuple[Tensor, Tensor]:
     """The hot path of `mixed_mbconv`; the reference where there is no kernel for the device or type."""
     done = None
-    if KERNELS is not None and x.is_cpu and x.dim() == 4:
+    if _has_kernel(x, layer, options):
         tensors, call = tuple(tensors), (tuple(layer), tuple(options), identity, eps)
         done = _forward(x.detach(), gates, tensors, call)
     if done is None:
@@ -189,15 +204,17 @@ _OpResult = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 def _saved_shapes(x: Tensor, layer: _Ints, options: _Ints) -> tuple[tuple[int, ...], ...]:
     """Of mean, covariance and products; empty where the reference stands in."""
+    images, out, height, width = plain.out_shape(x, layer)
+    channels, count = int(x.shape[1]), len(options) // NUMBERS
+    if cuda_mbconv.takes(x, layer, options):
+        return (channels,), (channels, channels), (count, images * height * width, out)
     if KERNELS is None or not _takes(x, layer):
         return (0,), (0,), (0,)
-    images, out, height, width = plain.out_shape(x, layer)
-    channels = int(x.shape[1])
     lanes = KERNELS.mbconv_lanes(channels, out)[x.dtype == torch.float64]
     return (
         (channels,),
         (channels, -(-channels // lanes) * lanes),
-        (len(options) // NUMBERS, images * height * width, -(-out // lanes) * lanes),
+        (count, images * height * width, -(-out // lanes) * lanes),
     )
 
 
@@ -214,7 +231,7 @@ def mbconv_op(
     """`mixed_mbconv` as a registered operator."""
     call = tuple(layer), tuple(options), identity, eps
     done = None
-    if KERNELS is not None and x.is_cpu and x.dim() == 4:
+    if _has_kernel(x, layer, options):
         done = _forward(x, gates, tuple(tensors), call)
     if done is None:
         y, statistics = mbconv_reference(x, gates, tensors, *call)

@@ -1,0 +1,396 @@
+// Kernels of the forward pass, in the order in which they run.
+#pragma once
+
+#include "tile.h"
+
+namespace pynas {
+namespace {
+
+__device__ __forceinline__ int64_t share(int64_t total, int64_t part, int64_t parts) {
+  return total * part / parts;
+}
+
+// Mean of 32 input channels over a range of positions; lane's channel. All threads come.
+__device__ inline float range_mean(Array<const float> x, int channels, int channel, int64_t first,
+                                   int64_t end, Array<float> scratch) {
+  const int lane = lane_of_thread(), warp = warp_of_thread();
+  float own = 0.0f;
+  for (int64_t p = first + warp; p < end && channel < channels; p += kWarps) {
+    own += x[p * channels + channel];
+  }
+  const float total = sum_over_warps(own, scratch, lane, warp);
+  __syncthreads();
+  if (warp == 0) scratch[lane] = end > first ? total / static_cast<float>(end - first) : 0.0f;
+  __syncthreads();
+  const float mean = scratch[lane];
+  __syncthreads();
+  return mean;
+}
+
+// Number, means and centred products of a chunk of positions, for 32 x 32 pairs of channels.
+// Grid: (pairs of channel chunks, chunks of positions). Shared: kOuterScratch.
+__global__ void __launch_bounds__(kThreads) input_moments(const __grid_constant__ Layer layer) {
+  const int lane = lane_of_thread(), warp = warp_of_thread();
+  const int channels = layer.in_channels, tiles = (channels + kChunk - 1) / kChunk;
+  const int rows = static_cast<int>(blockIdx.x) / tiles * kChunk;
+  const int columns = static_cast<int>(blockIdx.x) % tiles * kChunk;
+  const int64_t positions = in_positions(layer), size = 1 + channels + channels * channels;
+  const int64_t first = share(positions, blockIdx.y, layer.chunks);
+  const int64_t end = share(positions, blockIdx.y + 1, layer.chunks);
+  const auto x = array(layer.x, positions * channels);
+  const auto scratch = shared_array<float>(0, kOuterScratch);
+  const auto out = array(layer.moments, size * layer.chunks) + size * blockIdx.y;
+  const float row_mean = range_mean(x, channels, rows + lane, first, end, scratch);
+  const float column_mean = range_mean(x, channels, columns + lane, first, end, scratch);
+  if (columns == 0 && warp == 0 && rows + lane < channels) out[1 + rows + lane] = row_mean;
+  if (blockIdx.x == 0 && threadIdx.x == 0) out[0] = static_cast<float>(end - first);
+  outer_product(
+      first, end, scratch,
+      [&](int64_t p, int c) {
+        return rows + c < channels ? x[p * channels + rows + c] - row_mean : 0.0f;
+      },
+      [&](int64_t p, int c) {
+        return columns + c < channels ? x[p * channels + columns + c] - column_mean : 0.0f;
+      },
+      [&](int m, int n, float sum) {
+        if (rows + m < channels && columns + n < channels) {
+          out[1 + channels + static_cast<int64_t>(rows + m) * channels + columns + n] = sum;
+        }
+      });
+}
+
+// Mean and covariance of the whole input. A thread for each pair of channels.
+__global__ void __launch_bounds__(kThreads) finish_moments(const __grid_constant__ Layer layer) {
+  const int64_t channels = layer.in_channels, size = 1 + channels + channels * channels;
+  const int64_t pair = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (pair >= channels * channels) return;
+  const int64_t i = pair / channels, j = pair % channels;
+  const auto moments = array<const float>(layer.moments, size * layer.chunks);
+  double count = 0.0, mean_i = 0.0, mean_j = 0.0, products = 0.0;
+  for (int64_t chunk = 0; chunk < layer.chunks; ++chunk) {
+    const auto part = moments + size * chunk;
+    const double n = part[0], total = count + n;
+    if (n == 0.0) continue;
+    const double di = part[1 + i] - mean_i, dj = part[1 + j] - mean_j;
+    products += part[1 + channels + pair] + di * dj * (count * n / total);
+    mean_i += di * (n / total);
+    mean_j += dj * (n / total);
+    count = total;
+  }
+  array(layer.covariance, channels * channels)[pair] = static_cast<float>(products / count);
+  if (j == 0) array(layer.mean, channels)[i] = static_cast<float>(mean_i);
+}
+
+// The option that a channel of the hidden channels of all options belongs to.
+__device__ __forceinline__ int option_of_hidden(const Layer& layer, int64_t channel) {
+  int found = 0;
+  for (int o = 1; o < layer.options; ++o) found = channel >= layer.option[o].hidden_before ? o : found;
+  return found;
+}
+
+// An option's part of the statistics of all options, to be written.
+__device__ __forceinline__ Array<float> statistics_part(const Layer& layer, int index) {
+  const Option& option = layer.option[index];
+  const int64_t before = 4 * static_cast<int64_t>(option.hidden_before) +
+                         2 * static_cast<int64_t>(index) * layer.out_channels;
+  const int64_t all = 4 * static_cast<int64_t>(layer.hidden) +
+                      2 * static_cast<int64_t>(layer.options) * layer.out_channels;
+  return array(layer.statistics, all) + before;
+}
+
+// Statistics of the first norms, from the moments of the input. A warp for each hidden channel.
+__global__ void __launch_bounds__(kThreads) first_statistics(const __grid_constant__ Layer layer) {
+  const int lane = lane_of_thread(), warp = warp_of_thread();
+  const int64_t all = static_cast<int64_t>(blockIdx.x) * kWarps + warp;
+  if (all >= layer.hidden) return;
+  const int index = option_of_hidden(layer, all);
+  const Option& option = layer.option[index];
+  const int i = static_cast<int>(all - option.hidden_before), channels = layer.in_channels;
+  const int each = channels / option.groups, before = i / (option.hidden / option.groups) * each;
+  const auto w = array(option.expand, static_cast<int64_t>(option.hidden) * each) +
+                 static_cast<int64_t>(i) * each;
+  const auto mean = array<const float>(layer.mean, channels);
+  const auto covariance =
+      array<const float>(layer.covariance, static_cast<int64_t>(channels) * channels);
+  double middle = 0.0, square = 0.0;
+  for (int c = lane; c < each; c += kWarp) {
+    double row = 0.0;
+    for (int d = 0; d < each; ++d) {
+      row += static_cast<double>(w[d]) *
+             covariance[static_cast<int64_t>(before + d) * channels + before + c];
+    }
+    middle += static_cast<double>(w[c]) * mean[before + c];
+    square += static_cast<double>(w[c]) * row;
+  }
+  middle = warp_sum(middle);
+  square = warp_sum(square);
+  if (lane != 0) return;
+  const auto out = statistics_part(layer, index);
+  out[shuffled(option, i)] = static_cast<float>(middle);
+  out[option.hidden + shuffled(option, i)] = static_cast<float>(square < 0.0 ? 0.0 : square);
+}
+
+// A chunk's weights of the first convolution, with its norm folded in: w [channels rounded up to
+// four, kChunk] and bias [kChunk]. Threads must meet before they read them.
+__device__ inline void load_expand(const Layer& layer, const Option& option, const Chunk& chunk,
+                                   int each, Array<float> w, Array<float> bias) {
+  const int lane = lane_of_thread(), warp = warp_of_thread();
+  const bool real = lane < chunk.count;
+  const int i = chunk.group * (option.hidden / option.groups) + chunk.first + lane;
+  Norm norm = {0.0f, 0.0f, 0.0f, 0.0f};
+  if (real) norm = first_norm(layer, option, i);
+  const auto weights = array(option.expand, static_cast<int64_t>(option.hidden) * each);
+  for (int c = warp; c < (each + 3) / 4 * 4; c += kWarps) {
+    w[c * kChunk + lane] =
+        real && c < each ? weights[static_cast<int64_t>(i) * each + c] * norm.scale : 0.0f;
+  }
+  if (warp == 0) bias[lane] = norm.shift;
+}
+
+template <int K>
+__device__ inline void load_taps(const Option& option, const Chunk& chunk, Array<float> taps) {
+  const int lane = lane_of_thread(), warp = warp_of_thread();
+  const auto weights = array(option.depthwise, static_cast<int64_t>(option.hidden) * K * K);
+  const int i = chunk.group * (option.hidden / option.groups) + chunk.first + lane;
+  for (int tap = warp; tap < K * K; tap += kWarps) {
+    taps[tap * kChunk + lane] =
+        lane < chunk.count ? weights[static_cast<int64_t>(shuffled(option, i)) * K * K + tap] : 0.0f;
+  }
+}
+
+template <int K, int S>
+constexpr int kTileSide = (kSide - 1) * S + K;
+
+__host__ __device__ constexpr int64_t expand_floats(int channels) {
+  return static_cast<int64_t>(channels + 3) / 4 * 4 * kChunk;
+}
+
+template <int K, int S>
+constexpr int64_t expand_depthwise_floats(int channels) {
+  return expand_floats(channels) + (1 + K * K + kTileSide<K, S> * kTileSide<K, S>)*kChunk;
+}
+
+// First and depthwise convolution: layer.depthwise, and the moments of each channel to partial
+// [rows][3][hidden] where `moments`. Grid: (rows, chunks of hidden channels by input group).
+template <int K, int S>
+__global__ void __launch_bounds__(kThreads)
+    expand_depthwise(const __grid_constant__ Layer layer, bool trained, bool moments) {
+  const int lane = lane_of_thread(), warp = warp_of_thread();
+  const Chunk chunk =
+      chunk_at(layer, Channels::kHidden, {trained, K}, static_cast<int>(blockIdx.y));
+  if (chunk.option < 0) return;
+  const Option& option = layer.option[chunk.option];
+  constexpr int kIn = kTileSide<K, S>;
+  const int each = layer.in_channels / option.groups;
+  const auto w = shared_array<float>(0, expand_floats(each));
+  const auto bias = shared_array<float>(expand_floats(each), kChunk);
+  const auto taps = shared_array<float>(expand_floats(each) + kChunk, K * K * kChunk);
+  const auto h =
+      shared_array<float>(expand_floats(each) + (1 + K * K) * kChunk, kIn * kIn * kChunk);
+  load_expand(layer, option, chunk, each, w, bias);
+  load_taps<K>(option, chunk, taps);
+  const auto x = array(layer.x, in_positions(layer) * layer.in_channels);
+  const auto out = hidden_part(layer, layer.depthwise, option, out_positions(layer));
+  const int across = (layer.out_width + kSide - 1) / kSide;
+  const int down = (layer.out_height + kSide - 1) / kSide;
+  const int i = chunk.group * (option.hidden / option.groups) + chunk.first + lane;
+  const int kind = layer.activation;
+  Moments own;
+  for (int64_t tile = blockIdx.x; tile < static_cast<int64_t>(layer.images) * across * down;
+       tile += gridDim.x) {
+    const Place place(tile, across, down);
+    __syncthreads();  // the last tile has been read, and in the first round weights are there
+    expand_tile(layer, x, chunk.group * each, each, place.image, place.y * S - K / 2,
+                place.x * S - K / 2, kIn, w, h, [&](float value, int column) {
+                  return activate(kind, value + bias[column]);
+                });
+    __syncthreads();
+    for (int row = warp; row < kSide; row += kWarps) {
+      if (place.y + row >= layer.out_height || lane >= chunk.count) continue;
+      float found[kSide];
+      depthwise_row<K, S>(h, taps, lane, row, found);
+      const int64_t at =
+          (place.image * layer.out_height + place.y + row) * layer.out_width + place.x;
+#pragma unroll
+      for (int column = 0; column < kSide; ++column) {
+        if (place.x + column >= layer.out_width) continue;
+        out[(at + column) * option.hidden + i] = found[column];
+        own.add(found[column]);
+      }
+    }
+  }
+  if (moments) {
+    write_moments(own, h, lane, warp, lane < chunk.count,
+                  array(layer.partial, static_cast<int64_t>(gridDim.x) * 3 * layer.hidden),
+                  blockIdx.x, layer.hidden, option.hidden_before + i);
+  }
+}
+
+// Moments of one channel of partial [rows][3][channels], by a warp; the result is every lane's.
+__device__ inline Merged merge_rows(Array<const float> partial, int rows, int64_t channels,
+                                    int64_t channel, int lane) {
+  Merged all;
+  for (int row = lane; row < rows; row += kWarp) {
+    const auto part = partial + static_cast<int64_t>(row) * 3 * channels + channel;
+    all.add(part[0], part[channels], part[2 * channels]);
+  }
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    const double count = __shfl_xor_sync(kAllLanes, all.count, step);
+    const double mean = __shfl_xor_sync(kAllLanes, all.mean, step);
+    const double squares = __shfl_xor_sync(kAllLanes, all.squares, step);
+    if ((lane & step) == 0) {  // the lower half adds the upper one, so that all lanes agree
+      all.add(count, mean, squares);
+    } else {
+      Merged lower{count, mean, squares};
+      lower.add(all.count, all.mean, all.squares);
+      all = lower;
+    }
+  }
+  return all;
+}
+
+// Statistics of the second norms. A warp for each hidden channel.
+__global__ void __launch_bounds__(kThreads) second_statistics(const __grid_constant__ Layer layer) {
+  const int lane = lane_of_thread(), warp = warp_of_thread();
+  const int64_t all = static_cast<int64_t>(blockIdx.x) * kWarps + warp;
+  if (all >= layer.hidden) return;
+  const int index = option_of_hidden(layer, all);
+  const Option& option = layer.option[index];
+  const Merged found = merge_rows(
+      array<const float>(layer.partial, static_cast<int64_t>(layer.rows) * 3 * layer.hidden),
+      layer.rows, layer.hidden, all, lane);
+  if (lane != 0) return;
+  const int j = shuffled(option, static_cast<int>(all - option.hidden_before));
+  const auto out = statistics_part(layer, index) + 2 * option.hidden;
+  out[j] = static_cast<float>(found.mean);
+  out[option.hidden + j] = static_cast<float>(found.squares / found.count);
+}
+
+constexpr int64_t kProjectFloats = (kPositions + kChunk) * kPitch;
+
+// Second norm, activation and last convolution: layer.products, and the moments of each channel to
+// partial [rows][3][options * out_channels]. Grid: (rows, chunks of output channels).
+__global__ void __launch_bounds__(kThreads) project(const __grid_constant__ Layer layer) {
+  const int lane = lane_of_thread(), warp = warp_of_thread();
+  const Chunk chunk = chunk_at(layer, Channels::kOut, {}, static_cast<int>(blockIdx.y));
+  if (chunk.option < 0) return;
+  const Option& option = layer.option[chunk.option];
+  const int each = option.hidden / option.groups, outs = layer.out_channels / option.groups;
+  const auto a = shared_array<float>(0, kPositions * kPitch);
+  const auto b = shared_array<float>(kPositions * kPitch, kChunk * kPitch);
+  const int64_t positions = out_positions(layer);
+  const auto hidden =
+      hidden_part<const float>(layer, layer.depthwise, option, positions);
+  const auto weights = array(option.project, static_cast<int64_t>(layer.out_channels) * each);
+  const auto out = output_part(layer, layer.products, chunk.option);
+  const int row = static_cast<int>(threadIdx.x) / 8 * 4;
+  const int column = static_cast<int>(threadIdx.x) % 8 * 4;
+  const int first_out = chunk.group * outs + chunk.first;
+  Moments own;
+  for (int64_t start = static_cast<int64_t>(blockIdx.x) * kPositions; start < positions;
+       start += static_cast<int64_t>(gridDim.x) * kPositions) {
+    Quad sum;
+    for (int k = 0; k < each; k += kChunk) {
+      const bool real = k + lane < each;
+      const int j = chunk.group * each + k + lane;
+      Norm norm = {0.0f, 0.0f, 0.0f, 0.0f};
+      if (real) norm = second_norm(layer, option, j);
+      const int i = real ? unshuffled(option, j) : 0;
+      __syncthreads();
+      for (int r = warp; r < kPositions; r += kWarps) {
+        const bool inside = real && start + r < positions;
+        a[r * kPitch + lane] =
+            inside ? activate(layer.activation,
+                              fmaf(hidden[(start + r) * option.hidden + i], norm.scale, norm.shift))
+                   : 0.0f;
+      }
+      for (int o = warp; o < kChunk; o += kWarps) {
+        b[lane * kPitch + o] = real && o < chunk.count
+                                   ? weights[static_cast<int64_t>(first_out + o) * each + k + lane]
+                                   : 0.0f;
+      }
+      __syncthreads();
+      multiply(sum, a, row, b, column, kChunk);
+    }
+    __syncthreads();
+    sum.store(a, row, column);
+    __syncthreads();
+    for (int r = warp; r < kPositions && lane < chunk.count; r += kWarps) {
+      if (start + r >= positions) break;
+      const float value = a[r * kPitch + lane];
+      out[(start + r) * layer.out_channels + first_out + lane] = value;
+      own.add(value);
+    }
+    __syncthreads();
+  }
+  const int64_t channels = static_cast<int64_t>(layer.options) * layer.out_channels;
+  write_moments(own, a, lane, warp, lane < chunk.count,
+                array(layer.partial, static_cast<int64_t>(gridDim.x) * 3 * channels), blockIdx.x,
+                channels, static_cast<int64_t>(chunk.option) * layer.out_channels + first_out + lane);
+}
+
+// Statistics of the third norms. A warp for each output channel of each option.
+__global__ void __launch_bounds__(kThreads) third_statistics(const __grid_constant__ Layer layer) {
+  const int lane = lane_of_thread(), warp = warp_of_thread();
+  const int64_t channels = static_cast<int64_t>(layer.options) * layer.out_channels;
+  const int64_t all = static_cast<int64_t>(blockIdx.x) * kWarps + warp;
+  if (all >= channels) return;
+  const Merged found =
+      merge_rows(array<const float>(layer.partial, static_cast<int64_t>(layer.rows) * 3 * channels),
+                 layer.rows, channels, all, lane);
+  if (lane != 0) return;
+  const int index = static_cast<int>(all / layer.out_channels);
+  const int channel = static_cast<int>(all % layer.out_channels);
+  const auto out = statistics_part(layer, index) + 4 * layer.option[index].hidden;
+  out[channel] = static_cast<float>(found.mean);
+  out[layer.out_channels + channel] = static_cast<float>(found.squares / found.count);
+}
+
+__host__ __device__ __forceinline__ bool has_residual(const Layer& layer) {
+  return layer.stride == 1 && layer.in_channels == layer.out_channels;
+}
+
+// What x is multiplied with in the output of an image.
+__device__ __forceinline__ float share_of_x(const Layer& layer, int64_t image) {
+  float total = layer.identity >= 0 ? gate_of(layer, image, layer.identity) : 0.0f;
+  for (int o = 0; o < layer.options && has_residual(layer); ++o) {
+    total += gate_of(layer, image, layer.option[o].gate);
+  }
+  return total;
+}
+
+// Third norms, gates and sum: layer.y. A warp's lanes take neighbouring channels; each thread walks
+// over positions. Grid: (blocks of positions, chunks of 32 output channels).
+__global__ void __launch_bounds__(kThreads) combine(const __grid_constant__ Layer layer) {
+  const int lane = lane_of_thread(), warp = warp_of_thread();
+  const int channel = static_cast<int>(blockIdx.y) * kChunk + lane;
+  if (channel >= layer.out_channels) return;
+  const int64_t positions = out_positions(layer);
+  const int64_t each = static_cast<int64_t>(layer.out_height) * layer.out_width;
+  const auto y = array(layer.y, positions * layer.out_channels);
+  const auto x = array(layer.x, in_positions(layer) * layer.in_channels);
+  const auto z = array<const float>(layer.products, positions * layer.out_channels * layer.options);
+  const bool joins = has_residual(layer) || layer.identity >= 0;
+  float scale[kMostOptions], shift[kMostOptions];
+  for (int o = 0; o < kMostOptions; ++o) {
+    if (o >= layer.options) break;
+    const Norm norm = third_norm(layer, layer.option[o], channel);
+    scale[o] = norm.scale;
+    shift[o] = norm.shift;
+  }
+  for (int64_t p = static_cast<int64_t>(blockIdx.x) * kWarps + warp; p < positions;
+       p += static_cast<int64_t>(gridDim.x) * kWarps) {
+    const int64_t image = p / each, at = p * layer.out_channels + channel;
+    float total = joins ? share_of_x(layer, image) * x[at] : 0.0f;
+#pragma unroll
+    for (int o = 0; o < kMostOptions; ++o) {
+      if (o >= layer.options) break;
+      const float value = fmaf(z[positions * layer.out_channels * o + at], scale[o], shift[o]);
+      total = fmaf(gate_of(layer, image, layer.option[o].gate), value, total);
+    }
+    y[at] = total;
+  }
+}
+
+}  // namespace
+}  // namespace pynas

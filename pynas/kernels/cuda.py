@@ -1,0 +1,90 @@
+"""Finds the compiled CUDA kernels, or says why there are none; and how Python calls them.
+
+The library `libpynas_cuda` is built where nvcc is (csrc/cuda/), holds its own CUDA runtime and no torch, and loads on a
+machine without a GPU or a driver. Its functions take the address of a struct of sizes and addresses and a stream, and
+return null or what went wrong.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAME = "libpynas_cuda.so"
+
+
+class Library:
+    """The functions of a built library of CUDA kernels.
+
+    Args:
+        path: Of the shared library.
+        device: Type of the device whose memory it reads: "cuda"; tests have one that plays a GPU on "cpu".
+
+    Raises:
+        OSError: It cannot be loaded.
+    """
+
+    def __init__(self, path: str | Path, device: str = "cuda") -> None:
+        self.path, self.device = Path(path), device
+        self._functions = ctypes.CDLL(str(path))
+
+    def function(self, name: str, restype: Any, *argtypes: Any) -> Any:
+        """A function of the library."""
+        found = getattr(self._functions, name)
+        found.restype, found.argtypes = restype, list(argtypes)
+        return found
+
+    def stream(self, x: Tensor) -> int:
+        """The stream that work on a tensor's device is put into."""
+        return int(torch.cuda.current_stream(x.device).cuda_stream) if x.is_cuda else 0
+
+
+def _find() -> tuple[Library | None, str]:
+    path = Path(__file__).parent.parent / NAME
+    if not path.exists():
+        return None, (
+            "not built: nvcc was not found when pynas was installed. With the CUDA toolkit on PATH, install pynas from "
+            "its source folder again: pip install --force-reinstall --no-deps ."
+        )
+    try:
+        return Library(path), "built for sm_80 and sm_90, and as PTX for later GPUs"
+    except OSError as error:
+        return None, f"built, but cannot be loaded ({error})"
+
+
+_library, STATE = _find()
+
+
+def library(x: Tensor) -> Library | None:
+    """The library that works on a tensor's device."""
+    return _library if _library is not None and x.device.type == _library.device else None
+
+
+@contextmanager
+def using(other: Library | None) -> Iterator[None]:
+    """Puts another library in place of the built one, and it back at the end. For tests."""
+    global _library
+    before, _library = _library, other
+    try:
+        yield
+    finally:
+        _library = before
+
+
+def state() -> str:
+    """What `pynas info` says: whether the kernels are built, and whether there is a GPU for them."""
+    if _library is None or torch.cuda.is_available():
+        return STATE
+    return f"{STATE}; torch sees no CUDA device here"
+
+
+def check(failure: bytes | None) -> None:
+    """Raises RuntimeError with what a function returned, unless that is null."""
+    if failure is not None:
+        raise RuntimeError(f"A CUDA kernel of pynas failed: {failure.decode()}.")
