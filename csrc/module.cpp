@@ -173,7 +173,6 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "Kernels of pynas. Use them through pynas.kernels.";
   module.attr("COMPILER") = PYNAS_COMPILER;
   module.attr("BUILT_ISAS") = PYNAS_BUILT_ISAS;
-  module.attr("CUDA") = false;
   module.attr("MOST_OPTIONS") = pynas::kMostOptions;
   module.def("usable_isas", pynas::usable_names,
              "Instruction sets built in that this CPU runs, slowest first.");

@@ -26,6 +26,7 @@ from pynas.published import PUBLISHED
 from pynas.registry import FAMILIES, SPACES, STRATEGIES
 from pynas.settings import usual_strategy
 from pynas.spaces.hosts import HOSTS
+from pynas.tuning import tune
 
 
 def list_names(what: Literal["spaces", "strategies", "hosts", "devices", "formats", "published", "ops"]) -> None:
@@ -87,6 +88,7 @@ COMMANDS: dict[str, Any] = {
     "fairness": reports.fairness,
     "rank": reports.rank_run,
     "draw": reports.draw,
+    "kernels": {"_help": "Make GPU kernels fast here.", "tune": tune},
     "list": list_names,
     "info": info,
 }

@@ -393,7 +393,7 @@ def test_facts_are_plain() -> None:
     assert facts["isa"] in str(facts["usable_isas"]).split()
     assert set(str(facts["usable_isas"]).split()) <= set(str(facts["built_isas"]).split())
     assert facts["compiler"]
-    assert facts["cuda"] is False
+    assert "built" in str(facts["cuda"])
 
 
 def test_both_languages_know_the_same_limit() -> None:

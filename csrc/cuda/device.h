@@ -48,8 +48,10 @@ const char* launch(Kernel kernel, dim3 blocks, int threads, int64_t shared_bytes
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (raised != cudaSuccess) return cudaGetErrorString(raised);
   }
-  kernel<<<blocks, threads, static_cast<size_t>(shared_bytes),
-           static_cast<cudaStream_t>(stream)>>>(args...);
+  // clang-format off
+  kernel<<<blocks, threads, static_cast<size_t>(shared_bytes), static_cast<cudaStream_t>(stream)>>>(
+      args...);
+  // clang-format on
   const cudaError_t launched = cudaGetLastError();
   return launched == cudaSuccess ? nullptr : cudaGetErrorString(launched);
 }

@@ -1,6 +1,5 @@
 // Launches the passes of mbconv.h. Every function returns null or what went wrong.
 #include "mbconv.h"
-
 #include "mbconv_backward.h"
 #include "mbconv_forward.h"
 #include "mbconv_input.h"
@@ -8,7 +7,7 @@
 namespace pynas {
 namespace {
 
-constexpr int64_t kBlocks = 4096;   // of threads, that fill a GPU several times over
+constexpr int64_t kBlocks = 4096;  // of threads, that fill a GPU several times over
 constexpr int kMostRows = 512, kMostSlices = 64;
 
 int64_t between(int64_t value, int64_t least, int64_t most) {
@@ -41,7 +40,8 @@ unsigned blocks_for(int64_t work, int64_t each) {
 // are enough.
 int rows_for(const Layer& layer, int64_t tiles, int64_t others) {
   const int64_t most = layer.most_rows > 0 ? layer.most_rows : kMostRows;
-  return static_cast<int>(between(kBlocks / (others > 0 ? others : 1), 1, tiles < most ? tiles : most));
+  return static_cast<int>(
+      between(kBlocks / (others > 0 ? others : 1), 1, tiles < most ? tiles : most));
 }
 
 int64_t tiles_of(int64_t images, int height, int width) {
@@ -108,8 +108,9 @@ Layer completed(const Layer& given) {
   }
   const int64_t pairs = ceil_div(layer.in_channels, kChunk) * ceil_div(layer.in_channels, kChunk);
   layer.chunks = slices_for(in_positions(layer), pairs * 8);
-  layer.bands = static_cast<int>(between(
-      kBlocks / 4 / (static_cast<int64_t>(layer.images) * (layer.options + 1)), 1, layer.out_height));
+  layer.bands = static_cast<int>(
+      between(kBlocks / 4 / (static_cast<int64_t>(layer.images) * (layer.options + 1)), 1,
+              layer.out_height));
   return layer;
 }
 
@@ -119,10 +120,10 @@ void place_forward(Layer& layer, Parts& parts) {
   const int64_t channels = layer.in_channels;
   layer.moments = parts.take(layer.chunks * (1 + channels + channels * channels));
   layer.depthwise = parts.take(out_positions(layer) * layer.hidden);
-  layer.partial = parts.take(
-      3 * most(static_cast<int64_t>(expand_rows(layer, false)) * layer.hidden,
-               static_cast<int64_t>(project_rows(layer, Channels::kOut, false)) * layer.options *
-                   layer.out_channels));
+  layer.partial =
+      parts.take(3 * most(static_cast<int64_t>(expand_rows(layer, false)) * layer.hidden,
+                          static_cast<int64_t>(project_rows(layer, Channels::kOut, false)) *
+                              layer.options * layer.out_channels));
 }
 
 int project_slices(const Layer& layer) {
@@ -140,28 +141,25 @@ int expand_slices(const Layer& layer) {
 void place_backward(Layer& layer, Parts& parts) {
   const Weights weights(layer);
   const int64_t outs = layer.out_channels, hidden = layer.hidden, channels = layer.in_channels;
-  layer.band_sums = parts.take(static_cast<int64_t>(layer.images) * layer.bands *
-                               (layer.options + 1) * 2 * outs);
+  layer.band_sums =
+      parts.take(static_cast<int64_t>(layer.images) * layer.bands * (layer.options + 1) * 2 * outs);
   layer.output_sums = parts.take(2 * layer.options * outs);
   layer.depthwise = parts.take(out_positions(layer) * hidden);
   layer.products_gradient = parts.take(out_positions(layer) * outs * layer.options);
   layer.hidden_gradient = parts.take(out_positions(layer) * hidden);
   layer.expand_gradient = parts.take(in_positions(layer) * hidden);
   layer.sums = parts.take(4 * hidden);
-  layer.partial = parts.take(
-      most(2 * hidden * project_rows(layer, Channels::kHidden, true),
-           (hidden + weights.taps) * gradient_rows(layer)));
-  layer.weight_partial = parts.take(most(weights.project * project_slices(layer),
-                                         weights.expand * expand_slices(layer)));
+  layer.partial = parts.take(most(2 * hidden * project_rows(layer, Channels::kHidden, true),
+                                  (hidden + weights.taps) * gradient_rows(layer)));
+  layer.weight_partial = parts.take(
+      most(weights.project * project_slices(layer), weights.expand * expand_slices(layer)));
   layer.correction = parts.take(channels * channels + channels);
 }
 
 template <int K, int S>
 void launch_expand(Launches& run, const Layer& layer, bool trained, bool moments, void* stream) {
-  const unsigned chunks =
-      static_cast<unsigned>(chunks_of(layer, Channels::kHidden, {trained, K}));
-  const int64_t floats =
-      expand_depthwise_floats<K, S>(most_of_a_group(layer, inputs_of_a_group));
+  const unsigned chunks = static_cast<unsigned>(chunks_of(layer, Channels::kHidden, {trained, K}));
+  const int64_t floats = expand_depthwise_floats<K, S>(most_of_a_group(layer, inputs_of_a_group));
   run(expand_depthwise<K, S>, dim3(static_cast<unsigned>(layer.rows), chunks), kThreads,
       4 * most(floats, kMomentsScratch), stream, layer, trained, moments);
 }
@@ -200,8 +198,9 @@ const char* forward(Layer layer, void* stream) {
   Launches run;
   const int64_t tiles = ceil_div(layer.in_channels, kChunk);
   const int64_t pairs = static_cast<int64_t>(layer.in_channels) * layer.in_channels;
-  run(input_moments, dim3(static_cast<unsigned>(tiles * tiles), static_cast<unsigned>(layer.chunks)),
-      kThreads, 4 * kOuterScratch, stream, layer);
+  run(input_moments,
+      dim3(static_cast<unsigned>(tiles * tiles), static_cast<unsigned>(layer.chunks)), kThreads,
+      4 * kOuterScratch, stream, layer);
   run(finish_moments, dim3(blocks_for(pairs, kThreads)), kThreads, 0, stream, layer);
   run(first_statistics, dim3(blocks_for(layer.hidden, kWarps)), kThreads, 0, stream, layer);
   layer.rows = expand_rows(layer, false);
@@ -282,8 +281,8 @@ const char* backward(Layer layer, void* stream) {
     weights = weights || layer.option[o].expand_out != nullptr;
   }
   run(band_sums,
-      dim3(static_cast<unsigned>(layer.images * layer.bands), static_cast<unsigned>(layer.options + 1),
-           blocks_for(layer.out_channels, kChunk)),
+      dim3(static_cast<unsigned>(layer.images * layer.bands),
+           static_cast<unsigned>(layer.options + 1), blocks_for(layer.out_channels, kChunk)),
       kThreads, 4 * kThreads, stream, layer);
   if (layer.gate_gradient != nullptr) {
     run(gate_gradient,

@@ -1,14 +1,16 @@
 // Inverted-bottleneck blocks on a GPU, one or all those of a choice layer, in training and folded.
 //
-// The mathematics is csrc/cpu/mbconv.h's, and so is the order of tensors: dense, channels last. What
-// makes it fast on a GPU is bytes: plain PyTorch writes and reads the hidden tensor some thirteen
-// times forward and some twenty times backward. Here the hidden tensor is written once forward (what
-// the depthwise convolution gives, because its batch norm needs all of it before the next product)
-// and three times backward; for a later backward pass only the input and the last products are kept.
+// The mathematics is csrc/cpu/mbconv.h's, and so is the order of tensors: dense, channels last.
+// What makes it fast on a GPU is bytes: plain PyTorch writes and reads the hidden tensor some
+// thirteen times forward and some twenty times backward. Here the hidden tensor is written once
+// forward (what the depthwise convolution gives, because its batch norm needs all of it before the
+// next product) and three times backward; for a later backward pass only the input and the last
+// products are kept.
 //
 // - Statistics of the first norms follow from mean and covariance of the input, shared by all
 //   blocks.
-// - All blocks of a layer run in the same launches; a launch's second dimension walks over chunks of
+// - All blocks of a layer run in the same launches; a launch's second dimension walks over chunks
+// of
 //   32 channels of all of them. Small layers cost launches, not work.
 // - Sums over positions are kept per block of threads and added by a second kernel in their order:
 //   no atomics, so results repeat.
@@ -24,10 +26,10 @@ namespace pynas {
 constexpr int kMostOptions = 16;
 constexpr int kMostChannels = 256;  // of input and output
 constexpr int kThreads = 128, kWarps = kThreads / kWarp;
-constexpr int kChunk = 32;       // channels of a tile
-constexpr int kPositions = 64;   // positions of a tile
-constexpr int kPitch = 36;       // floats between its rows: aligned to four, and free of bank conflicts
-constexpr int kSide = 8;         // of a square tile of positions
+constexpr int kChunk = 32;      // channels of a tile
+constexpr int kPositions = 64;  // positions of a tile
+constexpr int kPitch = 36;  // floats between its rows: aligned to four, and free of bank conflicts
+constexpr int kSide = 8;    // of a square tile of positions
 
 enum Activation : int32_t { kNone, kRelu, kRelu6, kHardswish };
 
@@ -48,8 +50,8 @@ struct Option {
   float *project_out, *scale3_out, *shift3_out;
 };
 
-// A layer and the memory of a pass. The same struct serves both directions; what a pass does not use
-// is null.
+// A layer and the memory of a pass. The same struct serves both directions; what a pass does not
+// use is null.
 struct Layer {
   int32_t images, height, width, in_channels, out_height, out_width, out_channels;
   int32_t stride, activation, options;
@@ -62,25 +64,25 @@ struct Layer {
   int32_t slices;           // of positions, for gradients of weights
   int32_t bands;            // of an image's output positions, for sums over single images
   float eps;
-  const float* x;              // [positions, in_channels]
-  const float* gate;           // [1 or images, gates], or null: one
-  float* y;                    // [out positions, out_channels]
-  float *mean, *covariance;    // of x; saved
-  float* products;             // [options][out positions, out_channels], before the last norm; saved
-  float* statistics;           // of all options; what Option::statistics points into
-  float* moments;              // [chunks][1 + in_channels + in_channels^2]
-  float* depthwise;            // [options][out positions, hidden]: what depthwise convolutions give
-  float* partial;              // sums of norms, see each kernel
-  const float* y_gradient;     // [out positions, out_channels]
-  float* products_gradient;    // as products
-  float* hidden_gradient;      // as `depthwise`: before the second norm, behind its scale and shift
-  float* expand_gradient;      // [options][positions, hidden]: the same of the first norm
-  float* sums;                 // [4][hidden]: means of a norm's gradient, and of it times the
-                               // normed value, for the second norm and then the first
-  float* output_sums;          // [2][options][out_channels]: the same for the third
-  float* band_sums;            // [images * bands][options + 1][2][out_channels]
-  float* weight_partial;       // [slices][weights of a kind]
-  float* correction;           // [in_channels, in_channels] and [in_channels]
+  const float* x;            // [positions, in_channels]
+  const float* gate;         // [1 or images, gates], or null: one
+  float* y;                  // [out positions, out_channels]
+  float *mean, *covariance;  // of x; saved
+  float* products;           // [options][out positions, out_channels], before the last norm; saved
+  float* statistics;         // of all options; what Option::statistics points into
+  float* moments;            // [chunks][1 + in_channels + in_channels^2]
+  float* depthwise;          // [options][out positions, hidden]: what depthwise convolutions give
+  float* partial;            // sums of norms, see each kernel
+  const float* y_gradient;   // [out positions, out_channels]
+  float* products_gradient;  // as products
+  float* hidden_gradient;    // as `depthwise`: before the second norm, behind its scale and shift
+  float* expand_gradient;    // [options][positions, hidden]: the same of the first norm
+  float* sums;               // [4][hidden]: means of a norm's gradient, and of it times the
+                             // normed value, for the second norm and then the first
+  float* output_sums;        // [2][options][out_channels]: the same for the third
+  float* band_sums;          // [images * bands][options + 1][2][out_channels]
+  float* weight_partial;     // [slices][weights of a kind]
+  float* correction;         // [in_channels, in_channels] and [in_channels]
   float *x_gradient, *gate_gradient;
   Option option[kMostOptions];
 };
@@ -190,8 +192,8 @@ __device__ __forceinline__ Norm third_norm(const Layer& layer, const Option& o, 
 __device__ __forceinline__ float gate_of(const Layer& layer, int64_t image, int column) {
   if (layer.gate == nullptr) return 1.0f;
   const int64_t rows = layer.gates_per_image ? layer.images : 1;
-  return array(layer.gate, rows * layer.gates)[(layer.gates_per_image ? image * layer.gates : 0) +
-                                               column];
+  return array(layer.gate,
+               rows * layer.gates)[(layer.gates_per_image ? image * layer.gates : 0) + column];
 }
 
 // An option's part of an array [options][positions, hidden].

@@ -30,9 +30,9 @@ __global__ void __launch_bounds__(kThreads) band_sums(const __grid_constant__ La
   const auto g = array(layer.y_gradient, positions * outs);
   Norm norm = {0.0f, 1.0f, 1.0f, 0.0f};
   if (real && !is_x) norm = third_norm(layer, layer.option[index], channel);
-  const auto values = is_x ? array(layer.x, positions * outs)
-                           : Array<const float>(output_part<const float>(
-                                 layer, layer.products, index));
+  const auto values =
+      is_x ? array(layer.x, positions * outs)
+           : Array<const float>(output_part<const float>(layer, layer.products, index));
   float sum = 0.0f, product = 0.0f;
   for (int64_t p = first + warp; p < end && real; p += kWarps) {
     const float gradient = g[p * outs + channel];
@@ -123,20 +123,21 @@ __global__ void __launch_bounds__(kThreads) gate_gradient(const __grid_constant_
   __syncthreads();
   if (threadIdx.x != 0) return;
   for (int w = 1; w < kWarps; ++w) total += scratch[w];
-  array(layer.gate_gradient, static_cast<int64_t>(gridDim.y) * layer.gates)[row * layer.gates +
-                                                                           column] =
+  array(layer.gate_gradient,
+        static_cast<int64_t>(gridDim.y) * layer.gates)[row * layer.gates + column] =
       static_cast<float>(total);
 }
 
-// The gradient of the products: layer.products_gradient. Grid: (blocks of positions, chunks of output
-// channels, options).
+// The gradient of the products: layer.products_gradient. Grid: (blocks of positions, chunks of
+// output channels, options).
 __global__ void __launch_bounds__(kThreads) products_gradient(const __grid_constant__ Layer layer) {
   const int lane = lane_of_thread(), warp = warp_of_thread();
   const int channel = static_cast<int>(blockIdx.y) * kChunk + lane, outs = layer.out_channels;
   const int index = static_cast<int>(blockIdx.z);
   const Option& option = layer.option[index];
   if (channel >= outs || !option.trained) return;
-  const int64_t positions = out_positions(layer), channels = static_cast<int64_t>(layer.options) * outs;
+  const int64_t positions = out_positions(layer),
+                channels = static_cast<int64_t>(layer.options) * outs;
   const int64_t each = static_cast<int64_t>(layer.out_height) * layer.out_width;
   const auto g = array(layer.y_gradient, positions * outs);
   const auto z = output_part<const float>(layer, layer.products, index);
@@ -200,8 +201,8 @@ __global__ void __launch_bounds__(kThreads) project_gradient(const __grid_consta
       if (start + r >= positions) break;
       const int64_t at = (start + r) * option.hidden + i;
       const float value = v[at];
-      const float gradient = through(layer.activation, a[r * kPitch + lane],
-                                     fmaf(value, norm.scale, norm.shift));
+      const float gradient =
+          through(layer.activation, a[r * kPitch + lane], fmaf(value, norm.scale, norm.shift));
       out[at] = gradient;
       sum += gradient;
       product = fmaf(gradient, (value - norm.mean) * norm.inverse, product);
@@ -210,9 +211,9 @@ __global__ void __launch_bounds__(kThreads) project_gradient(const __grid_consta
   const float sums = sum_over_warps(sum, a, lane, warp);
   const float products = sum_over_warps(product, a, lane, warp);
   if (warp != 0 || !real) return;
-  const auto partial =
-      array(layer.partial, static_cast<int64_t>(gridDim.x) * 2 * layer.hidden) +
-      static_cast<int64_t>(blockIdx.x) * 2 * layer.hidden + option.hidden_before + i;
+  const auto partial = array(layer.partial, static_cast<int64_t>(gridDim.x) * 2 * layer.hidden) +
+                       static_cast<int64_t>(blockIdx.x) * 2 * layer.hidden + option.hidden_before +
+                       i;
   partial[0] = sums;
   partial[layer.hidden] = products;
 }
@@ -313,8 +314,7 @@ __global__ void __launch_bounds__(kThreads)
   const auto partial = array<const float>(layer.weight_partial, size * layer.slices);
   float total = 0.0f;
   for (int64_t slice = 0; slice < layer.slices; ++slice) total += partial[slice * size + weight];
-  const int64_t count =
-      static_cast<int64_t>(layer.out_channels) * (option.hidden / option.groups);
+  const int64_t count = static_cast<int64_t>(layer.out_channels) * (option.hidden / option.groups);
   array(option.project_out, count)[weight - option.project_before] = total;
 }
 
@@ -325,12 +325,14 @@ template <int K, int S>
 constexpr int kReached = (kSide - 1 + K / 2) / S + kBefore<K, S> + 1;
 
 // One row of a tile of input positions of one channel: the gradient of the depthwise convolution's
-// input, and the share of the row in that of its weights. g: [kReached^2, kChunk], u: [kSide^2, kChunk].
+// input, and the share of the row in that of its weights. g: [kReached^2, kChunk], u: [kSide^2,
+// kChunk].
 template <int K, int S>
 __device__ __forceinline__ void depthwise_gradient_row(Array<const float> g,
                                                        Array<const float> taps,
                                                        const float (&h)[kSide], int lane, int row,
-                                                       float (&out)[kSide], float (&weights)[K * K]) {
+                                                       float (&out)[kSide],
+                                                       float (&weights)[K * K]) {
   constexpr int kWide = kReached<K, S>;
 #pragma unroll
   for (int i = 0; i < kSide; ++i) out[i] = 0.0f;
@@ -382,7 +384,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t positions = in_positions(layer), reached = out_positions(layer);
   const auto x = array(layer.x, positions * layer.in_channels);
   const auto v = hidden_part<const float>(layer, layer.depthwise, option, reached);
-  const auto hidden_gradient = hidden_part<const float>(layer, layer.hidden_gradient, option, reached);
+  const auto hidden_gradient =
+      hidden_part<const float>(layer, layer.hidden_gradient, option, reached);
   const auto out = hidden_part(layer, layer.expand_gradient, option, positions);
   const auto sums = array<const float>(layer.sums, 4 * static_cast<int64_t>(layer.hidden));
   const bool real = lane < chunk.count;

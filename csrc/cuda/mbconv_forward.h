@@ -6,10 +6,6 @@
 namespace pynas {
 namespace {
 
-__device__ __forceinline__ int64_t share(int64_t total, int64_t part, int64_t parts) {
-  return total * part / parts;
-}
-
 // Mean of 32 input channels over a range of positions; lane's channel. All threads come.
 __device__ inline float range_mean(Array<const float> x, int channels, int channel, int64_t first,
                                    int64_t end, Array<float> scratch) {
@@ -84,7 +80,8 @@ __global__ void __launch_bounds__(kThreads) finish_moments(const __grid_constant
 // The option that a channel of the hidden channels of all options belongs to.
 __device__ __forceinline__ int option_of_hidden(const Layer& layer, int64_t channel) {
   int found = 0;
-  for (int o = 1; o < layer.options; ++o) found = channel >= layer.option[o].hidden_before ? o : found;
+  for (int o = 1; o < layer.options; ++o)
+    found = channel >= layer.option[o].hidden_before ? o : found;
   return found;
 }
 
@@ -154,15 +151,9 @@ __device__ inline void load_taps(const Option& option, const Chunk& chunk, Array
   const int i = chunk.group * (option.hidden / option.groups) + chunk.first + lane;
   for (int tap = warp; tap < K * K; tap += kWarps) {
     taps[tap * kChunk + lane] =
-        lane < chunk.count ? weights[static_cast<int64_t>(shuffled(option, i)) * K * K + tap] : 0.0f;
+        lane < chunk.count ? weights[static_cast<int64_t>(shuffled(option, i)) * K * K + tap]
+                           : 0.0f;
   }
-}
-
-template <int K, int S>
-constexpr int kTileSide = (kSide - 1) * S + K;
-
-__host__ __device__ constexpr int64_t expand_floats(int channels) {
-  return static_cast<int64_t>(channels + 3) / 4 * 4 * kChunk;
 }
 
 template <int K, int S>
@@ -201,9 +192,8 @@ __global__ void __launch_bounds__(kThreads)
     const Place place(tile, across, down);
     __syncthreads();  // the last tile has been read, and in the first round weights are there
     expand_tile(layer, x, chunk.group * each, each, place.image, place.y * S - K / 2,
-                place.x * S - K / 2, kIn, w, h, [&](float value, int column) {
-                  return activate(kind, value + bias[column]);
-                });
+                place.x * S - K / 2, kIn, w, h,
+                [&](float value, int column) { return activate(kind, value + bias[column]); });
     __syncthreads();
     for (int row = warp; row < kSide; row += kWarps) {
       if (place.y + row >= layer.out_height || lane >= chunk.count) continue;
@@ -279,8 +269,7 @@ __global__ void __launch_bounds__(kThreads) project(const __grid_constant__ Laye
   const auto a = shared_array<float>(0, kPositions * kPitch);
   const auto b = shared_array<float>(kPositions * kPitch, kChunk * kPitch);
   const int64_t positions = out_positions(layer);
-  const auto hidden =
-      hidden_part<const float>(layer, layer.depthwise, option, positions);
+  const auto hidden = hidden_part<const float>(layer, layer.depthwise, option, positions);
   const auto weights = array(option.project, static_cast<int64_t>(layer.out_channels) * each);
   const auto out = output_part(layer, layer.products, chunk.option);
   const int row = static_cast<int>(threadIdx.x) / 8 * 4;
@@ -326,7 +315,8 @@ __global__ void __launch_bounds__(kThreads) project(const __grid_constant__ Laye
   const int64_t channels = static_cast<int64_t>(layer.options) * layer.out_channels;
   write_moments(own, a, lane, warp, lane < chunk.count,
                 array(layer.partial, static_cast<int64_t>(gridDim.x) * 3 * channels), blockIdx.x,
-                channels, static_cast<int64_t>(chunk.option) * layer.out_channels + first_out + lane);
+                channels,
+                static_cast<int64_t>(chunk.option) * layer.out_channels + first_out + lane);
 }
 
 // Statistics of the third norms. A warp for each output channel of each option.

@@ -7,8 +7,8 @@ namespace pynas {
 namespace {
 
 // Sums of layer.expand_gradient times x less its mean, to weight_partial [slices][weights].
-// Grid: (slices of positions, chunks of hidden channels by input group, chunks of input channels of a
-// group).
+// Grid: (slices of positions, chunks of hidden channels by input group, chunks of input channels of
+// a group).
 __global__ void __launch_bounds__(kThreads) expand_weights(const __grid_constant__ Layer layer) {
   const Chunk chunk = chunk_at(layer, Channels::kHidden, {true}, static_cast<int>(blockIdx.y));
   if (chunk.option < 0) return;
@@ -23,8 +23,8 @@ __global__ void __launch_bounds__(kThreads) expand_weights(const __grid_constant
   const int lane = lane_of_thread(), channel = chunk.group * each + first + lane;
   const bool real = first + lane < each;
   const float mean = real ? array<const float>(layer.mean, layer.in_channels)[channel] : 0.0f;
-  const auto out = array(layer.weight_partial, size * layer.slices) +
-                   (size * blockIdx.x + option.expand_before);
+  const auto out =
+      array(layer.weight_partial, size * layer.slices) + (size * blockIdx.x + option.expand_before);
   outer_product(
       share(positions, blockIdx.x, layer.slices), share(positions, blockIdx.x + 1, layer.slices),
       shared_array<float>(0, kOuterScratch),
@@ -37,8 +37,8 @@ __global__ void __launch_bounds__(kThreads) expand_weights(const __grid_constant
       });
 }
 
-// Gradients of the first convolutions and their norms, and the second half of layer.sums. A warp for
-// each hidden channel.
+// Gradients of the first convolutions and their norms, and the second half of layer.sums. A warp
+// for each hidden channel.
 __global__ void __launch_bounds__(kThreads) finish_first(const __grid_constant__ Layer layer) {
   const int lane = lane_of_thread(), warp = warp_of_thread();
   const int64_t all = static_cast<int64_t>(blockIdx.x) * kWarps + warp;
@@ -60,7 +60,8 @@ __global__ void __launch_bounds__(kThreads) finish_first(const __grid_constant__
   double product = 0.0;
   for (int c = lane; c < each; c += kWarp) {
     double total = 0.0;
-    for (int64_t slice = 0; slice < layer.slices; ++slice) total += partial[slice * sizes.expand + c];
+    for (int64_t slice = 0; slice < layer.slices; ++slice)
+      total += partial[slice * sizes.expand + c];
     product += total * w[c];
   }
   product = norm.inverse * warp_sum(product);
@@ -80,7 +81,8 @@ __global__ void __launch_bounds__(kThreads) finish_first(const __grid_constant__
   const auto out = array(option.expand_out, count) + static_cast<int64_t>(i) * each;
   for (int c = lane; c < each; c += kWarp) {
     double total = 0.0, row = 0.0;
-    for (int64_t slice = 0; slice < layer.slices; ++slice) total += partial[slice * sizes.expand + c];
+    for (int64_t slice = 0; slice < layer.slices; ++slice)
+      total += partial[slice * sizes.expand + c];
     for (int d = 0; d < each; ++d) {
       row += static_cast<double>(w[d]) *
              covariance[static_cast<int64_t>(before + d) * channels + before + c];
@@ -90,9 +92,8 @@ __global__ void __launch_bounds__(kThreads) finish_first(const __grid_constant__
 }
 
 // What the first norms' sums take from the gradient of x: it is W' g minus a constant and a matrix
-// times x less its mean. layer.correction: the matrix [in_channels, in_channels], transposed, and the
-// constant.
-// A thread for each pair of channels.
+// times x less its mean. layer.correction: the matrix [in_channels, in_channels], transposed, and
+// the constant. A thread for each pair of channels.
 __global__ void __launch_bounds__(kThreads) input_correction(const __grid_constant__ Layer layer) {
   const int64_t channels = layer.in_channels;
   const int64_t pair = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
@@ -109,9 +110,11 @@ __global__ void __launch_bounds__(kThreads) input_correction(const __grid_consta
     for (int i = group * hidden; i < (group + 1) * hidden; ++i) {
       const Norm norm = first_norm(layer, option, i);
       const int64_t all = option.hidden_before + i;
-      const double scaled = static_cast<double>(w[static_cast<int64_t>(i) * each + c % each]) * norm.scale;
+      const double scaled =
+          static_cast<double>(w[static_cast<int64_t>(i) * each + c % each]) * norm.scale;
       const double slope = static_cast<double>(sums[3 * layer.hidden + all]) * norm.inverse;
-      if (d / each == group) matrix += scaled * slope * w[static_cast<int64_t>(i) * each + d % each];
+      if (d / each == group)
+        matrix += scaled * slope * w[static_cast<int64_t>(i) * each + d % each];
       if (d == 0) constant += scaled * sums[2 * layer.hidden + all];
     }
   }

@@ -265,7 +265,9 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
 }
 
 // Fibers go on in random order after every barrier; 0 puts them back into their own.
-PYNAS_EXPORT inline void pynas_cuda_order(uint64_t seed) { pynas_on_cpu::order = seed; }
+PYNAS_EXPORT __attribute__((weak)) void pynas_cuda_order(uint64_t seed) {
+  pynas_on_cpu::order = seed;
+}
 
 namespace pynas {
 namespace {

@@ -60,8 +60,8 @@ __device__ __forceinline__ void multiply(Quad& sum, Array<const float> a, int ro
   }
 }
 
-// Number, mean and sum of squared distances of what a thread saw of one channel. Distances are taken
-// from the first value, so that a mean far from zero costs no digits.
+// Number, mean and sum of squared distances of what a thread saw of one channel. Distances are
+// taken from the first value, so that a mean far from zero costs no digits.
 struct Moments {
   float count = 0.0f, pivot = 0.0f, sum = 0.0f, squares = 0.0f;
 
@@ -90,8 +90,8 @@ struct Merged {
 // Writes the moments of 32 channels, one a lane, that the block's warps saw to row `row` of
 // partial [rows][3][channels]. All threads come.
 __device__ inline void write_moments(const Moments& own, Array<float> scratch, int lane, int warp,
-                                     bool real, Array<float> partial, int64_t row,
-                                     int64_t channels, int64_t channel) {
+                                     bool real, Array<float> partial, int64_t row, int64_t channels,
+                                     int64_t channel) {
   __syncthreads();
   const float mean = own.count > 0.0f ? own.pivot + own.sum / own.count : 0.0f;
   const float squares = own.count > 0.0f ? own.squares - own.sum * own.sum / own.count : 0.0f;
@@ -125,8 +125,13 @@ __device__ inline float sum_over_warps(float own, Array<float> scratch, int lane
   return total;
 }
 
-// Up to four neighbouring channels of a position, from channel `first` of `end`; zeros behind it, and
-// everywhere where `row` is negative.
+// Where a share of `total` things starts.
+__device__ __forceinline__ int64_t share(int64_t total, int64_t part, int64_t parts) {
+  return total * part / parts;
+}
+
+// Up to four neighbouring channels of a position, from channel `first` of `end`; zeros behind it,
+// and everywhere where `row` is negative.
 __device__ __forceinline__ float4 channels4(Array<const float> x, int64_t row, int first, int end,
                                             bool aligned) {
   if (row < 0) return make_float4(0.0f, 0.0f, 0.0f, 0.0f);
@@ -151,10 +156,11 @@ struct Place {
 };
 
 // The first convolution of 32 channels on a tile of side x side positions that starts at (y, x) and
-// may reach outside the image, where it is zero: into h [side * side, kChunk], after `finish`, which
-// is told value and channel of the chunk.
+// may reach outside the image, where it is zero: into h [side * side, kChunk], after `finish`,
+// which is told value and channel of the chunk.
 //
-// w: [channels rounded up to four, kChunk] in shared memory. x: from the chunk's first input channel.
+// w: [channels rounded up to four, kChunk] in shared memory. x: from the chunk's first input
+// channel.
 template <typename Finish>
 __device__ __forceinline__ void expand_tile(const Layer& layer, Array<const float> x,
                                             int first_channel, int channels, int64_t image, int y,
@@ -168,8 +174,8 @@ __device__ __forceinline__ void expand_tile(const Layer& layer, Array<const floa
 #pragma unroll
     for (int p = 0; p < 4; ++p) {
       const int at = place + p, iy = y + at / side, ix = left + at % side;
-      const bool inside = at < places && iy >= 0 && iy < layer.height && ix >= 0 &&
-                          ix < layer.width;
+      const bool inside =
+          at < places && iy >= 0 && iy < layer.height && ix >= 0 && ix < layer.width;
       rows[p] = inside ? ((image * layer.height + iy) * layer.width + ix) * layer.in_channels +
                              first_channel
                        : -1;
@@ -195,6 +201,15 @@ __device__ __forceinline__ void expand_tile(const Layer& layer, Array<const floa
       store4(h, (place + p) * kChunk + column, value);
     }
   }
+}
+
+// Side of the tile that kSide outputs read.
+template <int K, int S>
+constexpr int kTileSide = (kSide - 1) * S + K;
+
+// Floats of a chunk's weights of the first convolution.
+__host__ __device__ constexpr int64_t expand_floats(int channels) {
+  return static_cast<int64_t>(channels + 3) / 4 * 4 * kChunk;
 }
 
 // Output row `row` of a tile of kSide outputs of one channel, by one thread: out[kSide].

@@ -22,12 +22,12 @@ depends neither on threads nor, where that is promised, on the instruction set.
 
 from __future__ import annotations
 
+from pynas.kernels import cuda, native
 from pynas.kernels.edge import MIXED_EDGE, mixed_edge
 from pynas.kernels.gumbel import GUMBEL_GATES, GumbelGates, gumbel_gates
 from pynas.kernels.kernel import Kernel
 from pynas.kernels.mbconv import MIXED_MBCONV, mixed_mbconv
 from pynas.kernels.mbconv_infer import MBCONV_INFERENCE
-from pynas.kernels.native import facts
 from pynas.kernels.patches import PATCH_MOMENTS, patch_moments
 from pynas.kernels.paths import FAIR_PATHS, SAMPLE_PATHS, fair_paths, sample_paths, uniform_paths
 
@@ -38,6 +38,12 @@ ALL: dict[str, Kernel] = {
         *(MIXED_MBCONV, MBCONV_INFERENCE, MIXED_EDGE, PATCH_MOMENTS),
     )
 }
+
+
+def facts() -> dict[str, str | bool]:
+    """What `pynas info` says about the kernels: whether they are built, how, and for what."""
+    return native.facts() | {"cuda": cuda.state()}
+
 
 __all__ = [
     "ALL",

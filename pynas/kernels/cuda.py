@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,11 @@ def library(x: Tensor) -> Library | None:
     return _library if _library is not None and x.device.type == _library.device else None
 
 
+def built() -> bool:
+    """Whether there are CUDA kernels, with a GPU or without."""
+    return _library is not None
+
+
 @contextmanager
 def using(other: Library | None) -> Iterator[None]:
     """Puts another library in place of the built one, and it back at the end. For tests."""
@@ -82,6 +87,11 @@ def state() -> str:
     if _library is None or torch.cuda.is_available():
         return STATE
     return f"{STATE}; torch sees no CUDA device here"
+
+
+def device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Makes a tensor's GPU the current one."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def check(failure: bytes | None) -> None:

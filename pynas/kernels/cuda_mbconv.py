@@ -116,11 +116,8 @@ def _run(x: Tensor, filled: _Layer, backward: bool) -> None:
     count = functions.workspace(ctypes.byref(filled), int(backward))
     workspace = torch.empty(count, dtype=torch.float32, device=x.device)
     run = functions.backward if backward else functions.forward
-    if x.is_cuda:
-        with torch.cuda.device(x.device):
-            cuda.check(run(ctypes.byref(filled), workspace.data_ptr(), library.stream(x)))
-    else:
-        cuda.check(run(ctypes.byref(filled), workspace.data_ptr(), None))
+    with cuda.device_of(x):
+        cuda.check(run(ctypes.byref(filled), workspace.data_ptr(), library.stream(x)))
 
 
 def forward(
@@ -138,7 +135,11 @@ def forward(
     """
     images, out, height, width = plain.out_shape(x.permute(0, 3, 1, 2), layer)
     channels, count = x.shape[3], len(options) // plain.NUMBERS
-    y, mean, covariance = x.new_empty(images, height, width, out), x.new_empty(channels), x.new_empty(channels, channels)
+    y, mean, covariance = (
+        x.new_empty(images, height, width, out),
+        x.new_empty(channels),
+        x.new_empty(channels, channels),
+    )
     products = x.new_empty(count, images * height * width, out)
     statistics = x.new_empty(plain.statistics_size(layer, options))
     filled = _filled(x, layer, options, tensors, gates, identity, eps)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from pynas.kernels import noise, once
+from pynas.kernels import cuda_sampling, noise, once
 from pynas.kernels.kernel import Kernel
 from pynas.kernels.native import KERNELS
 
@@ -136,6 +137,12 @@ def _forward(call: _Call) -> tuple[_Call, _Result]:
     return call, result
 
 
+def _cuda_forward(call: _Call) -> tuple[_Call, _Result]:
+    theta, mask, cost, *numbers = call
+    detached = theta.detach(), mask, cost.detach()
+    return call, cuda_sampling.gumbel_forward(*detached, *numbers)
+
+
 def _backward(call: _Call, grads: tuple[Tensor | None, ...], wants_cost: bool) -> tuple[Tensor, Tensor | None]:
     """Calls the kernel for the gradients of theta and cost.
 
@@ -144,6 +151,8 @@ def _backward(call: _Call, grads: tuple[Tensor | None, ...], wants_cost: bool) -
         grads: Of soft, log_prob and the expected cost; None stands for zeros.
         wants_cost: Whether the gradient of cost is wanted.
     """
+    if cuda_sampling.takes_gates(call[0]):
+        return cuda_sampling.gumbel_backward(*call, grads, wants_cost)
     result: tuple[Tensor, Tensor | None] | None = KERNELS.gumbel_backward(*call, *grads, wants_cost)
     if result is None:
         dense = [None if grad is None else grad.contiguous() for grad in grads]
@@ -184,9 +193,17 @@ def gumbel_function(
 ) -> _Result:
     """The hot path of `gumbel_gates`; the reference where there is no kernel for the device."""
     tau = float(tau)
+    if cuda_sampling.takes_gates(theta):
+        _check(theta, mask, cost, tau, seed, step, draws)
+        return _with_gradient((theta, mask, cost, tau, seed, step, draws), _cuda_forward)
     if KERNELS is None or not (theta.is_cpu and mask.is_cpu and cost.is_cpu):
         return gumbel_reference(theta, mask, cost, tau, seed, step, draws)
-    call, result = _forward((theta, mask, cost, tau, seed, step, draws))
+    return _with_gradient((theta, mask, cost, tau, seed, step, draws), _forward)
+
+
+def _with_gradient(call: _Call, forward: Callable[[_Call], tuple[_Call, _Result]]) -> _Result:
+    theta, _, cost, *_ = call
+    call, result = forward(call)
     if torch.is_grad_enabled() and (theta.requires_grad or cost.requires_grad):
         soft, log_prob, expected = _Gates.apply(call[0], call[2], (call, result))
         return soft, result[1], log_prob, expected
@@ -232,7 +249,7 @@ def gumbel_backward_op(
     shapes = [(draws, *theta.shape), (draws, len(theta)), (draws,)]
     if any(grad.shape != shape or grad.dtype != theta.dtype for grad, shape in zip(grads_in, shapes, strict=True)):
         raise ValueError(f"The gradients must be {theta.dtype} of shapes {shapes}.")
-    if KERNELS is not None and theta.is_cpu:
+    if (KERNELS is not None and theta.is_cpu) or cuda_sampling.takes_gates(theta):
         dense = theta.contiguous(), mask.contiguous(), cost.contiguous()
         grads = _backward((*dense, float(tau), seed, step, draws), grads_in, wants_cost=True)
         return cast(tuple[Tensor, Tensor], grads)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pynas.kernels import cuda_infer
 from pynas.kernels.kernel import Kernel
 from pynas.kernels.native import KERNELS
 
@@ -168,7 +169,12 @@ def inference_function(
     It packs the weights at every call: what runs more often is `pynas.ops.prepared.prepare`.
     """
     w = Folded(expand, expand_bias, depthwise, depthwise_bias, project, project_bias)
-    if KERNELS is None or not x.is_cpu or (torch.is_grad_enabled() and any(t.requires_grad for t in (x, *w))):
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *w)):
+        return inference_reference(x, *w, stride, groups, activation, residual)
+    if x.dim() == 4 and cuda_infer.takes(x, expand.shape[1]):
+        _check(x, w, stride, groups, activation, residual)
+        return cuda_infer.run(x.detach(), w, stride, groups, ACTIVATIONS.index(activation), residual)
+    if KERNELS is None or not x.is_cpu:
         return inference_reference(x, *w, stride, groups, activation, residual)
     _check(x, w, stride, groups, activation, residual)
     y = run_packed(x, pack(w, stride, groups, activation), residual)

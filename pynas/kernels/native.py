@@ -40,14 +40,13 @@ KERNELS: Any = MODULE.Kernels(os.environ.get("PYNAS_ISA", "")) if MODULE else No
 
 
 def facts() -> dict[str, str | bool]:
-    """What `pynas info` says about the kernels: whether they are built, how, and for what."""
+    """Whether the C++ kernels are built, how, and for what."""
     if MODULE is None:
-        return {"kernels": STATE, "isa": "none", "cuda": False}
+        return {"kernels": STATE, "isa": "none"}
     return {
         "kernels": STATE,
         "isa": KERNELS.isa,
         "usable_isas": " ".join(MODULE.usable_isas()),
         "built_isas": MODULE.BUILT_ISAS,
         "compiler": MODULE.COMPILER,
-        "cuda": MODULE.CUDA,
     }

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynas.kernels import noise
+from pynas.kernels import cuda, cuda_sampling, noise
 from pynas.kernels.kernel import Kernel
 from pynas.kernels.native import KERNELS
 
@@ -21,7 +21,7 @@ _CHUNK = 2**15  # paths that a reference draws at a time, to bound its memory
 
 
 def sample_paths(n: int, theta: Tensor, mask: Tensor | None = None, *, seed: int, step: int = 0) -> Tensor:
-    """Draws n paths from softmax(theta), uint8 of shape (n, L).
+    """Draws n paths from softmax(theta), uint8 of shape (n, L), on theta's device.
 
     Each option's probability is rounded to a multiple of 2^-32: one rarer than 2^-33 is never drawn.
 
@@ -126,25 +126,27 @@ def _sample(cuts: Tensor, n: int, seed: int, step: int) -> Tensor:
         seed: Of the run.
         step: Of the search.
     """
-    if KERNELS is None:
-        return _sample_reference(cuts, n, seed, step)
     layers, width = cuts.shape
     _check("n", n, layers, seed, step)
-    cuts = cuts.cpu().contiguous()
+    if cuda.library(cuts) is not None:
+        return cuda_sampling.sample(cuts, n, seed, step)
+    if KERNELS is None:
+        return _sample_reference(cuts, n, seed, step)
+    device, cuts = cuts.device, cuts.cpu().contiguous()
     out = cuts.new_empty(n, layers, dtype=torch.uint8)
     KERNELS.sample_paths(n, layers, width, cuts.data_ptr(), seed, step, out.data_ptr())
-    return out
+    return out.to(device)
 
 
 def _sample_reference(cuts: Tensor, n: int, seed: int, step: int) -> Tensor:
     _check("n", n, len(cuts), seed, step)
-    cuts = cuts.cpu().contiguous()
+    device, cuts = cuts.device, cuts.cpu().contiguous()
     out = cuts.new_empty(n, len(cuts), dtype=torch.uint8)
     for start in range(0, n, _CHUNK):
         index = torch.arange(start, min(start + _CHUNK, n), device="cpu")
         words = noise.random_words(noise.Domain.PATHS, seed, step, index, 1, len(cuts)).squeeze(1)
         out[index] = torch.searchsorted(cuts, words.T.contiguous(), right=True).T.to(torch.uint8)
-    return out
+    return out.to(device)
 
 
 def _fair(counts: Tensor, rounds: int, most: int, seed: int, step: int) -> Tensor:
@@ -157,13 +159,15 @@ def _fair(counts: Tensor, rounds: int, most: int, seed: int, step: int) -> Tenso
         seed: Of the run.
         step: Of the search.
     """
+    _check_fair(counts, rounds, most, seed, step)
+    if cuda.library(counts) is not None:
+        return cuda_sampling.fair(counts, rounds, most, seed, step)
     if KERNELS is None:
         return _fair_reference(counts, rounds, most, seed, step)
-    _check_fair(counts, rounds, most, seed, step)
-    counts = counts.cpu().contiguous()
+    device, counts = counts.device, counts.cpu().contiguous()
     out = counts.new_empty(rounds, most, len(counts), dtype=torch.uint8)
     KERNELS.fair_paths(rounds, len(counts), most, counts.data_ptr(), seed, step, out.data_ptr())
-    return out
+    return out.to(device)
 
 
 def _check_fair(counts: Tensor, rounds: int, most: int, seed: int, step: int) -> None:
@@ -174,7 +178,7 @@ def _check_fair(counts: Tensor, rounds: int, most: int, seed: int, step: int) ->
 
 def _fair_reference(counts: Tensor, rounds: int, most: int, seed: int, step: int) -> Tensor:
     _check_fair(counts, rounds, most, seed, step)
-    counts = counts.cpu()
+    device, counts = counts.device, counts.cpu()
     out = counts.new_empty(rounds, most, len(counts), dtype=torch.uint8)
     for start in range(0, rounds, _CHUNK // most):
         index = torch.arange(start, min(start + _CHUNK // most, rounds), device="cpu")
@@ -184,7 +188,7 @@ def _fair_reference(counts: Tensor, rounds: int, most: int, seed: int, step: int
             keys = words[:, : permutations * k, layer].reshape(-1, permutations, k)
             ranks = keys.argsort(dim=-1, stable=True).argsort(dim=-1).flatten(1)
             out[index, :, layer] = ranks[:, :most].to(torch.uint8)
-    return out
+    return out.to(device)
 
 
 @torch.library.custom_op("pynas::sample_paths", mutates_args=())
@@ -195,7 +199,7 @@ def sample_op(cuts: Tensor, n: int, seed: int, step: int) -> Tensor:
 
 @sample_op.register_fake
 def _(cuts: Tensor, n: int, seed: int, step: int) -> Tensor:
-    return torch.empty(n, cuts.shape[0], dtype=torch.uint8, device="cpu")
+    return cuts.new_empty(n, cuts.shape[0], dtype=torch.uint8)
 
 
 @torch.library.custom_op("pynas::fair_paths", mutates_args=())
@@ -206,18 +210,19 @@ def fair_op(counts: Tensor, rounds: int, most: int, seed: int, step: int) -> Ten
 
 @fair_op.register_fake
 def _(counts: Tensor, rounds: int, most: int, seed: int, step: int) -> Tensor:
-    return torch.empty(rounds, most, counts.shape[0], dtype=torch.uint8, device="cpu")
+    return counts.new_empty(rounds, most, counts.shape[0], dtype=torch.uint8)
 
 
 def _path_samples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     generator = torch.Generator().manual_seed(0)
     cuts = (torch.rand(22, 8, generator=generator) * 2.0**32).long().sort(-1).values
     cuts[3, 4:] = _NEVER
+    cuts = cuts.to(device)
     return [(cuts, 100, 2026, 1), (cuts[:5, ::2], 65, 2026, 2), (cuts[:1, :0], 3, 2026, 3)]
 
 
 def _fair_samples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
-    counts = torch.tensor([9, 1, 4, 8, 3, 9, 9])
+    counts = torch.tensor([9, 1, 4, 8, 3, 9, 9], device=device)
     return [(counts, 100, 9, 2026, 1), (counts[::3], 65, 9, 2026, 2), (counts[1:2], 3, 1, 2026, 3)]
 
 

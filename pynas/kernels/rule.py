@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from pynas.kernels import setting
+from pynas.kernels import cuda, cuda_infer, cuda_mbconv, cuda_verdicts, setting
+from pynas.kernels.mbconv_reference import NUMBERS
 from pynas.kernels.native import KERNELS
 
 
@@ -27,17 +30,43 @@ def pays(in_channels: int, positions: int, worth: int) -> bool:
     return in_channels**2 <= 300 * worth * positions
 
 
-def runs_fused(x: Tensor, worth: int) -> bool:
+def runs_fused(x: Tensor, worth: int, layer: Sequence[int], options: Sequence[int]) -> bool:
     """Whether running blocks of so much `worth` are to run in the kernel, by `pays` or as it was set.
 
+    On a GPU a rule by shape cannot know what pays: plain PyTorch runs until `pynas kernels tune` has timed both.
+
+    Args:
+        x: (B, C, H, W).
+        worth: On a CPU.
+        layer, options: As in `pynas.kernels.mbconv.mixed_mbconv`.
+
     Raises:
-        ValueError: It was set to, and there is no kernel for the device.
+        ValueError: It was set to, and the kernel cannot.
     """
     asked = setting.current()
-    if asked == "fused" and not x.is_cpu:
-        raise ValueError(f"kernels='fused' works on the CPU, but the images are on {x.device}. Use kernels='auto'.")
+    if not x.is_cpu or cuda.library(x) is not None:
+        return _runs_on_gpu(x, layer, options, asked)
     images, channels, height, width = x.shape
-    return x.is_cpu and would_run(channels, images * height * width, worth)
+    return would_run(channels, images * height * width, worth)
+
+
+def _runs_on_gpu(x: Tensor, layer: Sequence[int], options: Sequence[int], asked: setting.Setting) -> bool:
+    if asked == "reference":
+        return False
+    takes = cuda_mbconv.takes(x, layer, options)
+    if asked == "fused" and not takes:
+        raise ValueError(
+            f"kernels='fused' on {x.device} needs CUDA kernels ({cuda.state()}), float32, at most "
+            f"{cuda_mbconv.MOST_CHANNELS} channels and {cuda_mbconv.MOST_OPTIONS} options; here are {x.dtype}, "
+            f"{x.shape[1]} to {layer[1]} channels and {len(options) // NUMBERS} options. Use kernels='auto'."
+        )
+    return takes and cuda_verdicts.runs("training", x, layer, options, asked == "fused")
+
+
+def infers_on_gpu(x: Tensor, layer: Sequence[int], options: Sequence[int]) -> bool:
+    """Whether one block in evaluation is to run in the CUDA kernel: where `pynas kernels tune` found it faster, or set."""
+    takes = cuda_infer.takes(x, x.shape[1] // options[2])
+    return takes and cuda_verdicts.runs("inference", x, layer, options, setting.current() == "fused")
 
 
 def would_run(in_channels: int, positions: int, worth: int) -> bool:

@@ -18,7 +18,7 @@ from pynas.kernels.mbconv_infer import inference_function
 from pynas.kernels.mbconv_reference import ACTIVATIONS, KERNELS_ALLOWED
 from pynas.kernels.mbconv_update import update_norms
 from pynas.kernels.native import KERNELS
-from pynas.kernels.rule import runs_fused, worth
+from pynas.kernels.rule import infers_on_gpu, runs_fused, worth
 from pynas.ops.layers import ACTIVATIONS as ACTIVATION_MODULES
 from pynas.ops.layers import ConvBN
 from pynas.ops.watch import BUFFERS, HOOKS, ORDINARY, Shapes, Watch, common, ordinary, own
@@ -162,7 +162,7 @@ class Blocks:
         out_positions = images * -(-height // stride) * -(-width // stride)
         if momentum is None or eps is None or channels != self._in or out_positions < 2:
             return None
-        if not runs_fused(x, self._worth):
+        if not runs_fused(x, self._worth, self._layer, self._options):
             return None
         try:
             tensors = tuple(map(getitem, self._weights, self._weight_keys))
@@ -187,7 +187,10 @@ class Blocks:
         images, channels, height, width = x.shape
         if channels != self._in:
             return None
-        if KERNELS is None or not x.is_cpu or images * height * width < INFERENCE_POSITIONS:
+        if x.is_cuda:
+            if not infers_on_gpu(x, self._layer, self._options):
+                return None
+        elif KERNELS is None or not x.is_cpu or images * height * width < INFERENCE_POSITIONS:
             return None
         parts = self.division.parts()
         if any(part.bn.training or part.bn.running_mean is None or part.bn.running_var is None for part in parts):
@@ -235,7 +238,9 @@ def traced(division: Division, x: Tensor, gates: Tensor | None) -> Tensor | None
     out_positions = images * -(-height // stride) * -(-width // stride)
     if x.dtype not in (torch.float32, torch.float64) or channels != x.shape[1] or out_positions < 2:
         return None
-    if (gates is not None and gates.dtype != x.dtype) or not runs_fused(x, _worth(channels, options)):
+    if (gates is not None and gates.dtype != x.dtype) or not runs_fused(
+        x, _worth(channels, options), (stride, out, code), options
+    ):
         return None
     tensors = [t for part in division.parts() for t in (part.conv.weight, part.bn.weight, part.bn.bias)]
     buffers = tuple(t for norm in norms for t in (norm.running_mean, norm.running_var, norm.num_batches_tracked))

@@ -1,0 +1,251 @@
+"""CUDA kernels, their own source run on the CPU by threads that are played there; on a GPU where there is one.
+
+`tests/test_kernels.py` has the contract, which covers GPUs as well. Here are the float32 kernels under the shim of
+csrc/cuda/on_cpu.h, which checks every access, and faults that it must find.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cuda_on_cpu
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pynas import kernels
+from pynas.kernels import cuda, cuda_mbconv, gumbel, mbconv_reference, paths, setting
+from pynas.kernels.kernel import Kernel
+
+pytestmark = pytest.mark.skipif(cuda_on_cpu.compiler() is None, reason="no C++ compiler to build CUDA kernels with")
+
+CPU = torch.device("cpu")
+ON_GPU = [
+    kernels.ALL[name] for name in ("gumbel_gates", "sample_paths", "fair_paths", "mixed_mbconv", "mbconv_inference")
+]
+every_kernel = pytest.mark.parametrize("kernel", ON_GPU, ids=[kernel.name for kernel in ON_GPU])
+ORDERS = (0, 1, 2026)  # of threads: their own, and two at random
+every_order = pytest.mark.parametrize("order", ORDERS)
+every_share = pytest.mark.parametrize("rows", [0, 1, 3])  # blocks of threads that share the positions
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> cuda.Library:
+    return cuda_on_cpu.build(tmp_path_factory.mktemp("cuda") / "whole")
+
+
+@pytest.fixture
+def played(library: cuda.Library) -> Iterator[cuda.Library]:
+    """CUDA kernels take tensors on the CPU."""
+    with cuda.using(library):
+        yield library
+    set_order(library, 0)
+
+
+def set_order(library: cuda.Library, seed: int) -> None:
+    library.function("pynas_cuda_order", None, ctypes.c_uint64)(seed)
+
+
+def outputs(result: Any) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def leaves(args: Any) -> list[Tensor]:
+    flat = [a for arg in args for a in (arg if isinstance(arg, list) else [arg])]
+    return [a for a in flat if isinstance(a, Tensor) and a.requires_grad]
+
+
+def results(call: Callable[..., Any], args: Any) -> list[Tensor]:
+    """What a call returns, and the gradients of all of it."""
+    torch.manual_seed(0)
+    found = outputs(call(*args))
+    rising = [t for t in found if t.requires_grad]
+    grads = torch.autograd.grad(rising, leaves(args), [torch.randn_like(t) for t in rising]) if rising else ()
+    return [t.detach() for t in (*found, *grads)]
+
+
+def agree(kernel: Kernel, ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    rtol, atol = 10 * kernel.tolerance[0], 10 * kernel.tolerance[1]
+    return all(torch.allclose(a, b, rtol=rtol, atol=atol) for a, b in zip(ours, theirs, strict=True))
+
+
+@every_order
+@every_share
+@every_kernel
+def test_equals_the_reference(
+    kernel: Kernel, rows: int, order: int, played: cuda.Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_mbconv, "most_rows", rows)
+    set_order(played, order)
+    for args in kernel.samples(CPU, torch.float32):
+        ours = results(kernel.function, args)
+        with cuda.using(None):
+            theirs = results(kernel.reference, args)
+        assert agree(kernel, ours, theirs)
+
+
+@every_kernel
+def test_runs_at_all(kernel: Kernel, played: cuda.Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests above would pass with no kernel, too."""
+    called = []
+    find = cuda.Library.function
+    monkeypatch.setattr(cuda_mbconv, "_functions", {})
+    monkeypatch.setattr(
+        cuda.Library, "function", lambda self, name, *rest: called.append(name) or find(self, name, *rest)
+    )
+    for args in kernel.samples(CPU, torch.float32)[:1]:
+        kernel.function(*args)
+    assert any(name.startswith("pynas_") for name in called)
+
+
+def test_results_do_not_depend_on_the_order_of_threads(played: cuda.Library) -> None:
+    for args in mbconv_reference.samples(CPU, torch.float32):
+        found = []
+        for order in ORDERS:
+            set_order(played, order)
+            found.append(results(kernels.mixed_mbconv, args))
+        for other in found[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_same_bits_as_the_cpu_kernel(played: cuda.Library) -> None:
+    for function, samples in (
+        (gumbel.gumbel_function, gumbel._samples),
+        (paths._sample, paths._path_samples),
+        (paths._fair, paths._fair_samples),
+    ):
+        for args in samples(CPU, torch.float32):
+            ours = results(function, args)
+            with cuda.using(None):
+                theirs = results(function, args)
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_nan_stays(played: cuda.Library) -> None:
+    x, gates, tensors, *rest = mbconv_reference.samples(CPU, torch.float32)[0]
+    broken = x.detach().clone()
+    broken[0, 0, 0, 0] = torch.nan
+    y, statistics = kernels.mixed_mbconv(broken, gates, tensors, *rest)
+    assert y.isnan().all()
+    assert statistics.isnan().any()
+
+
+def test_layers_without_sense_give_nan(played: cuda.Library) -> None:
+    theta, mask, cost = torch.zeros(3, 2), torch.ones(3, 2, dtype=torch.bool), torch.ones(3, 2)
+    mask[1] = False
+    soft, _, log_prob, total = gumbel.gumbel_function(theta, mask, cost, 1.0, 0, 0, 1)
+    assert soft[0, 1].isnan().all() and log_prob[0, 1].isnan() and total.isnan().all()
+    assert soft[0, [0, 2]].isfinite().all()
+
+
+def test_large_means_cost_no_digits(played: cuda.Library) -> None:
+    """Statistics are taken about the mean, so that a mean of a thousand deviations leaves them right."""
+    x, gates, tensors, *rest = mbconv_reference.samples(CPU, torch.float32)[4]
+    shifted = (x.detach() + 300.0).requires_grad_()
+    exact = [a.detach().double().requires_grad_() for a in (shifted, gates, *tensors)]
+    expected = results(mbconv_reference.mbconv_reference, (exact[0], exact[1], exact[2:], *rest))
+    ours = results(kernels.mixed_mbconv, (shifted, gates, tensors, *rest))
+    plain = results(mbconv_reference.mbconv_reference, (shifted, gates, tensors, *rest))
+    for a, b, c in zip(ours, plain, expected, strict=True):
+        scale = c.abs().max() + 1e-3
+        assert (a - c).abs().max() / scale <= 10 * (b - c).abs().max() / scale + 1e-3
+
+
+@given(data=st.data())
+@settings(max_examples=15, deadline=None, phases=[Phase.explicit, Phase.generate])
+def test_odd_shapes(data: st.DataObject, library: cuda.Library) -> None:
+    draw = data.draw
+    groups = draw(st.sampled_from([1, 2, 3]))
+    channels, out = (groups * draw(st.integers(1, 40 // groups)) for _ in range(2))
+    stride = draw(st.sampled_from([1, 2]))
+    blocks = [
+        (draw(st.sampled_from([3, 5, 7])), g * draw(st.integers(1, 70 // g)), g)
+        for g in draw(st.lists(st.sampled_from([1, groups]), min_size=1, max_size=3))
+    ]
+    images, size, per_image = draw(st.integers(1, 3)), draw(st.integers(2, 11)), draw(st.booleans())
+    activation = draw(st.sampled_from(["none", "relu6", "hardswish"]))
+    args = mbconv_reference._sample(
+        CPU,
+        torch.float32,
+        draw(st.integers(0, 99)),
+        images,
+        per_image,
+        (channels, out),
+        size,
+        stride,
+        activation,
+        blocks,
+    )
+    x, gates, tensors, layer, options, identity, eps = args
+    set_order(library, draw(st.integers(0, 3)))
+    exact = [part.detach().double().requires_grad_() for part in (x, gates, *tensors)]
+    with cuda.using(library):
+        ours = results(kernels.mixed_mbconv, args)
+    set_order(library, 0)
+    plain = results(mbconv_reference.mbconv_reference, args)
+    right = results(mbconv_reference.mbconv_reference, (exact[0], exact[1], exact[2:], layer, options, identity, eps))
+    for a, b, c in zip(ours, plain, right, strict=True):
+        assert (a - c).norm() <= 20 * (b - c).norm() + 1e-5 * c.norm() + 1e-4
+
+
+FAULTS = {
+    "a barrier less": (
+        "mbconv_forward.h",
+        "return activate(kind, value + bias[column]); });\n    __syncthreads();",
+        "return activate(kind, value + bias[column]); });",
+    ),
+    "an index off by one": (
+        "tile.h",
+        "h[((row * S + ky) * kIn + i) * kChunk + lane]",
+        "h[((row * S + ky) * kIn + i + 1) * kChunk + lane]",
+    ),
+    "a border that is read": (
+        "tile.h",
+        "iy >= 0 && iy < layer.height",
+        "iy >= -1 && iy < layer.height",
+    ),
+    "a partial sum that is not added": (
+        "tile.h",
+        "sum.at[m][n] + other[(row + m) * kPitch + column + n]",
+        "sum.at[m][n]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted_faults_are_found(name: str, tmp_path: Path) -> None:
+    faulty = cuda_on_cpu.build(tmp_path / "faulty", FAULTS[name], units=("mbconv",))
+    kernel = kernels.ALL["mixed_mbconv"]
+    found = []
+    for args in kernel.samples(CPU, torch.float32)[:3]:
+        theirs = results(kernel.reference, args)
+        with cuda.using(faulty):
+            try:
+                found.append(not agree(kernel, results(kernel.function, args), theirs))
+            except RuntimeError as error:
+                assert "A CUDA kernel of pynas failed" in str(error)
+                found.append(True)
+    assert any(found)
+
+
+def test_forced_kernels_say_why_they_cannot(played: cuda.Library) -> None:
+    from pynas.kernels.rule import runs_fused
+
+    x, _, _, layer, options, *_ = mbconv_reference.samples(CPU, torch.float32)[0]
+    with setting.using("fused"):
+        assert runs_fused(x, 1, layer, options)
+        with pytest.raises(ValueError, match="float32"):
+            runs_fused(x.double(), 1, layer, options)
+    assert not runs_fused(x, 1, layer, options)  # nobody has timed it
+
+
+def test_the_built_library_loads_without_a_gpu() -> None:
+    if cuda._library is None:
+        pytest.skip(f"CUDA kernels: {cuda.STATE}")
+    assert cuda_mbconv._functions_of(cuda._library) is not None
+    assert "built" in cuda.state()
