@@ -69,8 +69,8 @@ def _gates(
 def gumbel_forward(
     theta: Tensor, mask: Tensor, cost: Tensor, tau: float, seed: int, step: int, draws: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `pynas.kernels.gumbel.gumbel_gates`, of sound arguments. Values are not looked at, which would wait for the GPU:
-    a layer without an option, or with a logit or cost that is not finite, gives NaN."""
+    """As `pynas.kernels.gumbel.gumbel_gates`, of sound arguments. Values are not looked at, which would wait for the
+    GPU: a layer without an option, or with a logit or cost that is not finite, gives NaN."""
     gates, dense = _gates(theta, mask, cost, tau, seed, step, draws)
     layers, options = theta.shape
     soft, index = theta.new_empty(draws, layers, options), theta.new_empty(draws, layers, dtype=torch.int64)

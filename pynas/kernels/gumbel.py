@@ -138,9 +138,8 @@ def _forward(call: _Call) -> tuple[_Call, _Result]:
 
 
 def _cuda_forward(call: _Call) -> tuple[_Call, _Result]:
-    theta, mask, cost, *numbers = call
-    detached = theta.detach(), mask, cost.detach()
-    return call, cuda_sampling.gumbel_forward(*detached, *numbers)
+    theta, mask, cost, tau, seed, step, draws = call
+    return call, cuda_sampling.gumbel_forward(theta.detach(), mask, cost.detach(), tau, seed, step, draws)
 
 
 def _backward(call: _Call, grads: tuple[Tensor | None, ...], wants_cost: bool) -> tuple[Tensor, Tensor | None]:

@@ -116,8 +116,9 @@ def _backward(
     layer, options, identity, eps = call
     if cuda_mbconv.takes(x, layer, options):
         dense = tuple(tensor.contiguous() for tensor in tensors)
-        inputs = formats.last(x), layer, options, dense, _rows(gates), identity, eps
-        return cuda_mbconv.backward(*inputs, formats.last(grad), saved, wanted)
+        return cuda_mbconv.backward(
+            formats.last(x), layer, options, dense, _rows(gates), identity, eps, formats.last(grad), saved, wanted
+        )
     threads, inputs = torch.get_num_threads(), (formats.last(x), layer, options)
     rest = identity, eps, threads, formats.last(grad), saved, wanted
     found = KERNELS.mbconv_backward(*inputs, tensors, _rows(gates), *rest)

@@ -64,7 +64,7 @@ def _runs_on_gpu(x: Tensor, layer: Sequence[int], options: Sequence[int], asked:
 
 
 def infers_on_gpu(x: Tensor, layer: Sequence[int], options: Sequence[int]) -> bool:
-    """Whether one block in evaluation is to run in the CUDA kernel: where `pynas kernels tune` found it faster, or set."""
+    """Whether one block in evaluation runs in the CUDA kernel: where `pynas kernels tune` found it faster, or set."""
     takes = cuda_infer.takes(x, x.shape[1] // options[2])
     return takes and cuda_verdicts.runs("inference", x, layer, options, setting.current() == "fused")
 

@@ -25,7 +25,8 @@ def using(setting: Setting) -> Iterator[None]:
 
     Args:
         setting: "auto" takes a kernel where it is built and faster, a rule by shape alone, so that results repeat (on a
-            GPU, where `pynas kernels tune` has timed it to be); "fused" wherever it can do what the modules do; "reference" never.
+            GPU, where `pynas kernels tune` has timed it to be); "fused" wherever it can do what the modules do;
+            "reference" never.
 
     Raises:
         ValueError: The setting is none of these, or it is "fused" and there are no kernels.
