@@ -10,7 +10,7 @@ from pathlib import Path
 from pynas.kernels import cuda
 
 SOURCES = Path(__file__).parent.parent / "csrc"
-UNITS = ("sampling", "mbconv", "mbconv_infer")
+UNITS = ("sampling", "mbconv", "mbconv_infer", "mbconv_update")
 COMPILER = os.environ.get("CXX", "c++")
 # No contraction, as nvcc has it for sampling.cu: gates must be the CPU kernel's bit for bit.
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-Wno-unknown-pragmas", "-DPYNAS_CUDA_ON_CPU", "-x", "c++")

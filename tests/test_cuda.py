@@ -6,6 +6,7 @@ csrc/cuda/on_cpu.h, which checks every access, and faults that it must find.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,8 +20,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pynas import kernels
+from pynas.choices import Choice, Gates, Slot
 from pynas.kernels import cuda, cuda_mbconv, gumbel, mbconv_reference, paths, setting
 from pynas.kernels.kernel import Kernel
+from pynas.registry import FAMILIES
 
 pytestmark = pytest.mark.skipif(cuda_on_cpu.compiler() is None, reason="no C++ compiler to build CUDA kernels with")
 
@@ -126,6 +129,25 @@ def test_same_bits_as_the_cpu_kernel(played: cuda.Library) -> None:
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+def test_running_averages(played: cuda.Library) -> None:
+    """Modules of a layer after three steps are as plain PyTorch leaves them."""
+    slot = Slot("layer", Choice("layer", ("k3_e1", "k3_e1_g2", "k5_e3", "skip")), "mbconv", 8, 8, 6)
+    torch.manual_seed(0)
+    fused: Any = FAMILIES.get("mbconv").mixed(slot).train()
+    plain = copy.deepcopy(fused)
+    gates = Gates(torch.tensor([0.1, 0.2, 0.3, 0.4]), (0, 1, 2, 3), (0, 1, 2, 3))
+    for _ in range(3):
+        x = torch.randn(4, 8, 6, 6)
+        with setting.using("fused"):
+            fused(x, gates)
+        with setting.using("reference"):
+            plain(x, gates)
+    expected = dict(plain.named_buffers())
+    for name, buffer in fused.named_buffers():
+        torch.testing.assert_close(buffer, expected[name], rtol=1e-5, atol=1e-6)
+    assert any(int(buffer) == 3 for name, buffer in expected.items() if name.endswith("num_batches_tracked"))
+
+
 def test_nan_stays(played: cuda.Library) -> None:
     x, gates, tensors, *rest = mbconv_reference.samples(CPU, torch.float32)[0]
     broken = x.detach().clone()
@@ -215,7 +237,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_planted_faults_are_found(name: str, tmp_path: Path) -> None:
-    faulty = cuda_on_cpu.build(tmp_path / "faulty", FAULTS[name], units=("mbconv",))
+    faulty = cuda_on_cpu.build(tmp_path / "faulty", FAULTS[name], units=("mbconv", "mbconv_update"))
     kernel = kernels.ALL["mixed_mbconv"]
     found = []
     for args in kernel.samples(CPU, torch.float32)[:3]:

@@ -111,14 +111,24 @@ Layer completed(const Layer& given) {
   layer.bands = static_cast<int>(
       between(kBlocks / 4 / (static_cast<int64_t>(layer.images) * (layer.options + 1)), 1,
               layer.out_height));
+  const int64_t tiles =
+      ceil_div(in_positions(layer), kPositions) * ceil_div(layer.in_channels, kChunk);
+  layer.splits = static_cast<int>(between(kBlocks / 4 / tiles, 1, ceil_div(layer.hidden, kChunk)));
   return layer;
 }
 
 int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
+void place_norms(Layer& layer, Parts& parts) {
+  layer.norms = parts.take(4 * (2 * static_cast<int64_t>(layer.hidden) +
+                                static_cast<int64_t>(layer.options) * layer.out_channels));
+  layer.folded = parts.take(static_cast<int64_t>(folded_rows(layer)) * layer.hidden);
+}
+
 void place_forward(Layer& layer, Parts& parts) {
   const int64_t channels = layer.in_channels;
   layer.moments = parts.take(layer.chunks * (1 + channels + channels * channels));
+  place_norms(layer, parts);
   layer.depthwise = parts.take(out_positions(layer) * layer.hidden);
   layer.partial =
       parts.take(3 * most(static_cast<int64_t>(expand_rows(layer, false)) * layer.hidden,
@@ -141,6 +151,7 @@ int expand_slices(const Layer& layer) {
 void place_backward(Layer& layer, Parts& parts) {
   const Weights weights(layer);
   const int64_t outs = layer.out_channels, hidden = layer.hidden, channels = layer.in_channels;
+  place_norms(layer, parts);
   layer.band_sums =
       parts.take(static_cast<int64_t>(layer.images) * layer.bands * (layer.options + 1) * 2 * outs);
   layer.output_sums = parts.take(2 * layer.options * outs);
@@ -153,7 +164,10 @@ void place_backward(Layer& layer, Parts& parts) {
                                   (hidden + weights.taps) * gradient_rows(layer)));
   layer.weight_partial = parts.take(
       most(weights.project * project_slices(layer), weights.expand * expand_slices(layer)));
-  layer.correction = parts.take(channels * channels + channels);
+  layer.correction = parts.take(channels * channels * (layer.options + 1) + channels);
+  if (layer.x_gradient != nullptr) {
+    layer.input_partial = parts.take(in_positions(layer) * channels * layer.splits);
+  }
 }
 
 template <int K, int S>
@@ -208,7 +222,7 @@ const char* forward(Layer layer, void* stream) {
   run(second_statistics, dim3(blocks_for(layer.hidden, kWarps)), kThreads, 0, stream, layer);
   layer.rows = project_rows(layer, Channels::kOut, false);
   const unsigned outs = static_cast<unsigned>(chunks_of(layer, Channels::kOut, {}));
-  run(project, dim3(static_cast<unsigned>(layer.rows), outs), kThreads, 4 * kProjectFloats, stream,
+  run(project, dim3(static_cast<unsigned>(layer.rows), outs), kThreads, 4 * kProductFloats, stream,
       layer);
   const int64_t channels = static_cast<int64_t>(layer.options) * layer.out_channels;
   run(third_statistics, dim3(blocks_for(channels, kWarps)), kThreads, 0, stream, layer);
@@ -233,7 +247,7 @@ void backward_hidden(Launches& run, Layer& layer, bool weights, void* stream) {
   run(project_gradient,
       dim3(static_cast<unsigned>(layer.rows),
            static_cast<unsigned>(chunks_of(layer, Channels::kHidden, {true}))),
-      kThreads, 4 * kProjectFloats, stream, layer);
+      kThreads, 4 * kProductFloats, stream, layer);
   run(finish_second, dim3(hidden), kThreads, 0, stream, layer);
   if (weights) {
     layer.slices = project_slices(layer);
@@ -266,11 +280,19 @@ void backward_input(Launches& run, Layer& layer, void* stream) {
       kThreads, 4 * kOuterScratch, stream, layer);
   run(finish_first, dim3(blocks_for(layer.hidden, kWarps)), kThreads, 0, stream, layer);
   if (layer.x_gradient == nullptr) return;
-  const int64_t pairs = static_cast<int64_t>(layer.in_channels) * layer.in_channels;
-  run(input_correction, dim3(blocks_for(pairs, kThreads)), kThreads, 0, stream, layer);
-  run(input_gradient,
-      dim3(blocks_for(in_positions(layer), kPositions), blocks_for(layer.in_channels, kChunk)),
-      kThreads, 4 * kProjectFloats, stream, layer);
+  const int64_t channels = layer.in_channels, tiles = ceil_div(channels, kChunk);
+  run(input_correction,
+      dim3(static_cast<unsigned>(tiles * tiles), static_cast<unsigned>(layer.options)), kThreads,
+      4 * kOuterScratch, stream, layer);
+  run(finish_correction,
+      dim3(blocks_for(channels * channels, kThreads) + blocks_for(channels, kWarps)), kThreads, 0,
+      stream, layer);
+  run(input_products,
+      dim3(blocks_for(in_positions(layer), kPositions), static_cast<unsigned>(tiles),
+           static_cast<unsigned>(layer.splits)),
+      kThreads, 4 * kProductFloats, stream, layer);
+  run(input_gradient, dim3(blocks_for(in_positions(layer) * channels, kThreads)), kThreads, 0,
+      stream, layer);
 }
 
 const char* backward(Layer layer, void* stream) {
@@ -280,6 +302,11 @@ const char* backward(Layer layer, void* stream) {
     trained = trained || layer.option[o].trained;
     weights = weights || layer.option[o].expand_out != nullptr;
   }
+  run(restore_norms,
+      dim3(blocks_for(
+          layer.hidden + ceil_div(static_cast<int64_t>(layer.options) * layer.out_channels, kWarp),
+          kWarps)),
+      kThreads, 0, stream, layer);
   run(band_sums,
       dim3(static_cast<unsigned>(layer.images * layer.bands),
            static_cast<unsigned>(layer.options + 1), blocks_for(layer.out_channels, kChunk)),

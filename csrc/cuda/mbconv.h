@@ -63,6 +63,7 @@ struct Layer {
   int32_t chunks;           // of the input's positions, for its moments
   int32_t slices;           // of positions, for gradients of weights
   int32_t bands;            // of an image's output positions, for sums over single images
+  int32_t splits;           // of the hidden channels, for the gradient of x
   float eps;
   const float* x;            // [positions, in_channels]
   const float* gate;         // [1 or images, gates], or null: one
@@ -71,6 +72,10 @@ struct Layer {
   float* products;           // [options][out positions, out_channels], before the last norm; saved
   float* statistics;         // of all options; what Option::statistics points into
   float* moments;            // [chunks][1 + in_channels + in_channels^2]
+  float* norms;              // [2 * hidden + options * out_channels][4]: Norm of every channel;
+                             // hidden ones lie in the first convolution's order
+  float* folded;             // [most input channels of a group][hidden]: the first convolutions'
+                             // weights times their norm's scale
   float* depthwise;          // [options][out positions, hidden]: what depthwise convolutions give
   float* partial;            // sums of norms, see each kernel
   const float* y_gradient;   // [out positions, out_channels]
@@ -82,7 +87,8 @@ struct Layer {
   float* output_sums;        // [2][options][out_channels]: the same for the third
   float* band_sums;          // [images * bands][options + 1][2][out_channels]
   float* weight_partial;     // [slices][weights of a kind]
-  float* correction;         // [in_channels, in_channels] and [in_channels]
+  float* correction;         // [options + 1][in_channels, in_channels] and [in_channels]
+  float* input_partial;      // [splits][positions, in_channels]
   float *x_gradient, *gate_gradient;
   Option option[kMostOptions];
 };
@@ -164,29 +170,57 @@ struct Norm {
   float mean, inverse, scale, shift;
 };
 
-__device__ __forceinline__ Norm norm_of(const float* statistics, int64_t count, int channel,
-                                        const float* scale, int scale_at, const float* shift,
+// What a norm does, given its statistics.
+__device__ __forceinline__ Norm norm_of(float mean, float variance, float scale, float shift,
                                         float eps) {
-  const auto found = array(statistics, 2 * count);
-  const float mean = found[channel];
-  const float inverse = 1.0f / sqrtf(found[count + channel] + eps);
-  const float a = array(scale, count)[scale_at] * inverse;
-  return {mean, inverse, a, array(shift, count)[scale_at] - mean * a};
+  const float inverse = 1.0f / sqrtf(variance + eps);
+  return {mean, inverse, scale * inverse, shift - mean * scale * inverse};
 }
 
-// Of channel i of the first convolution, whose statistics lie in the order after the shuffle.
-__device__ __forceinline__ Norm first_norm(const Layer& layer, const Option& o, int i) {
-  return norm_of(o.statistics, o.hidden, shuffled(o, i), o.scale1, i, o.shift1, layer.eps);
+__device__ __forceinline__ int64_t norms_of(const Layer& layer) {
+  return 2 * static_cast<int64_t>(layer.hidden) +
+         static_cast<int64_t>(layer.options) * layer.out_channels;
 }
 
-// Of channel j of the depthwise convolution.
-__device__ __forceinline__ Norm second_norm(const Layer& layer, const Option& o, int j) {
-  return norm_of(o.statistics + 2 * o.hidden, o.hidden, j, o.scale2, j, o.shift2, layer.eps);
+__device__ __forceinline__ Norm norm_at(const Layer& layer, int64_t index) {
+  const float4 found = load4(array<const float>(layer.norms, 4 * norms_of(layer)), 4 * index);
+  return {found.x, found.y, found.z, found.w};
 }
 
-__device__ __forceinline__ Norm third_norm(const Layer& layer, const Option& o, int channel) {
-  return norm_of(o.statistics + 4 * o.hidden, layer.out_channels, channel, o.scale3, channel,
-                 o.shift3, layer.eps);
+__device__ __forceinline__ void keep_norm(const Layer& layer, int64_t index, const Norm& norm) {
+  store4(array(layer.norms, 4 * norms_of(layer)), 4 * index,
+         make_float4(norm.mean, norm.inverse, norm.scale, norm.shift));
+}
+
+// Of channel i of the first convolution.
+__device__ __forceinline__ Norm first_norm(const Layer& layer, const Option& option, int i) {
+  return norm_at(layer, option.hidden_before + i);
+}
+
+// Of the channel of the depthwise convolution that channel i becomes.
+__device__ __forceinline__ Norm second_norm(const Layer& layer, const Option& option, int i) {
+  return norm_at(layer, static_cast<int64_t>(layer.hidden) + option.hidden_before + i);
+}
+
+__device__ __forceinline__ Norm third_norm(const Layer& layer, int option, int channel) {
+  return norm_at(layer, 2 * static_cast<int64_t>(layer.hidden) +
+                            static_cast<int64_t>(option) * layer.out_channels + channel);
+}
+
+// Most input channels of a group, which is how many rows `folded` has.
+__host__ __device__ __forceinline__ int folded_rows(const Layer& layer) {
+  int most = 1;
+  for (int o = 0; o < layer.options; ++o) {
+    const int found = layer.in_channels / layer.option[o].groups;
+    most = found > most ? found : most;
+  }
+  return most;
+}
+
+// The weights of all first convolutions with their norms folded in: channel c of a group for
+// hidden channel h lies at c * layer.hidden + h.
+__device__ __forceinline__ Array<float> folded_weights(const Layer& layer) {
+  return array(layer.folded, static_cast<int64_t>(folded_rows(layer)) * layer.hidden);
 }
 
 __device__ __forceinline__ float gate_of(const Layer& layer, int64_t image, int column) {

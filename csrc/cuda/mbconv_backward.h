@@ -12,6 +12,31 @@
 namespace pynas {
 namespace {
 
+// Makes layer.norms and layer.folded again from the statistics. A warp for each hidden channel,
+// then a warp for 32 output channels of an option.
+__global__ void __launch_bounds__(kThreads) restore_norms(const __grid_constant__ Layer layer) {
+  const int lane = lane_of_thread();
+  const int64_t all = static_cast<int64_t>(blockIdx.x) * kWarps + warp_of_thread();
+  const int64_t outs = static_cast<int64_t>(layer.options) * layer.out_channels;
+  if (all >= layer.hidden) {
+    const int64_t channel = (all - layer.hidden) * kWarp + lane;
+    if (channel >= outs) return;
+    const int index = static_cast<int>(channel / layer.out_channels);
+    const int own = static_cast<int>(channel % layer.out_channels);
+    const auto found = statistics_part(layer, index) + 4 * layer.option[index].hidden;
+    keep_third(layer, index, own, found[own], found[layer.out_channels + own]);
+    return;
+  }
+  const int index = option_of_hidden(layer, all);
+  const Option& option = layer.option[index];
+  const int i = static_cast<int>(all - option.hidden_before), j = shuffled(option, i);
+  const auto found = statistics_part(layer, index);
+  keep_first(layer, option, i, found[j], found[option.hidden + j], lane);
+  if (lane == 0) {
+    keep_second(layer, option, i, found[2 * option.hidden + j], found[3 * option.hidden + j]);
+  }
+}
+
 // Sums over bands of rows of single images: of the gradient of y, and of it times each option's
 // normed products; the last entry of the options has it times x, where x joins the sum.
 // Grid: (images * bands, options + 1, chunks of output channels).
@@ -29,7 +54,7 @@ __global__ void __launch_bounds__(kThreads) band_sums(const __grid_constant__ La
   const int64_t end = image * each + share(each, band + 1, layer.bands);
   const auto g = array(layer.y_gradient, positions * outs);
   Norm norm = {0.0f, 1.0f, 1.0f, 0.0f};
-  if (real && !is_x) norm = third_norm(layer, layer.option[index], channel);
+  if (real && !is_x) norm = third_norm(layer, index, channel);
   const auto values =
       is_x ? array(layer.x, positions * outs)
            : Array<const float>(output_part<const float>(layer, layer.products, index));
@@ -95,26 +120,22 @@ __global__ void __launch_bounds__(kThreads) gate_gradient(const __grid_constant_
   const int64_t row = blockIdx.y, bands = layer.bands;
   const int64_t first = layer.gates_per_image ? row * bands : 0;
   const int64_t end = layer.gates_per_image ? first + bands : layer.images * bands;
+  const int outs = layer.out_channels;
   double total = 0.0;
   for (int o = 0; o <= layer.options; ++o) {
     const bool is_x = o == layer.options;
     if (is_x ? column != layer.identity : column != layer.option[o].gate) continue;
-    for (int channel = static_cast<int>(threadIdx.x); channel < layer.out_channels;
-         channel += kThreads) {
-      float scale = 0.0f, shift = 0.0f;
+    for (int64_t at = threadIdx.x; at < (end - first) * outs; at += kThreads) {
+      const int64_t band = first + at / outs;
+      const int channel = static_cast<int>(at % outs);
       if (!is_x) {
-        scale = array(layer.option[o].scale3, layer.out_channels)[channel];
-        shift = array(layer.option[o].shift3, layer.out_channels)[channel];
+        const auto found = sums_of_band(layer, band, o);
+        total += static_cast<double>(array(layer.option[o].scale3, outs)[channel]) *
+                     found[outs + channel] +
+                 static_cast<double>(array(layer.option[o].shift3, outs)[channel]) * found[channel];
       }
-      for (int64_t band = first; band < end; ++band) {
-        if (!is_x) {
-          const auto found = sums_of_band(layer, band, o);
-          total += static_cast<double>(scale) * found[layer.out_channels + channel] +
-                   static_cast<double>(shift) * found[channel];
-        }
-        if (is_x || has_residual(layer)) {
-          total += sums_of_band(layer, band, layer.options)[layer.out_channels + channel];
-        }
+      if (is_x || has_residual(layer)) {
+        total += sums_of_band(layer, band, layer.options)[outs + channel];
       }
     }
   }
@@ -143,7 +164,7 @@ __global__ void __launch_bounds__(kThreads) products_gradient(const __grid_const
   const auto z = output_part<const float>(layer, layer.products, index);
   const auto out = output_part(layer, layer.products_gradient, index);
   const auto sums = array<const float>(layer.output_sums, 2 * channels);
-  const Norm norm = third_norm(layer, option, channel);
+  const Norm norm = third_norm(layer, index, channel);
   const float mean = sums[static_cast<int64_t>(index) * outs + channel];
   const float slope = sums[channels + static_cast<int64_t>(index) * outs + channel];
   for (int64_t p = static_cast<int64_t>(blockIdx.x) * kWarps + warp; p < positions;
@@ -162,54 +183,47 @@ __global__ void __launch_bounds__(kThreads) project_gradient(const __grid_consta
   if (chunk.option < 0) return;
   const Option& option = layer.option[chunk.option];
   const int each = option.hidden / option.groups, outs = layer.out_channels / option.groups;
-  const auto a = shared_array<float>(0, kPositions * kPitch);
-  const auto b = shared_array<float>(kPositions * kPitch, kChunk * kPitch);
+  const auto scratch = shared_array<float>(0, kProductFloats);
   const int64_t positions = out_positions(layer);
   const auto v = hidden_part<const float>(layer, layer.depthwise, option, positions);
   const auto out = hidden_part(layer, layer.hidden_gradient, option, positions);
   const auto g = output_part<const float>(layer, layer.products_gradient, chunk.option);
   const auto weights = array(option.project, static_cast<int64_t>(layer.out_channels) * each);
-  const int row = static_cast<int>(threadIdx.x) / 8 * 4;
-  const int column = static_cast<int>(threadIdx.x) % 8 * 4;
   const bool real = lane < chunk.count;
   const int j = chunk.group * each + chunk.first + lane;
   const int i = real ? unshuffled(option, j) : 0;
   Norm norm = {0.0f, 0.0f, 0.0f, 0.0f};
-  if (real) norm = second_norm(layer, option, j);
+  if (real) norm = second_norm(layer, option, i);
   float sum = 0.0f, product = 0.0f;
   for (int64_t start = static_cast<int64_t>(blockIdx.x) * kPositions; start < positions;
        start += static_cast<int64_t>(gridDim.x) * kPositions) {
     Quad total;
-    for (int k = 0; k < outs; k += kChunk) {
-      __syncthreads();
-      for (int r = warp; r < kPositions; r += kWarps) {
-        const bool inside = k + lane < outs && start + r < positions;
-        a[r * kPitch + lane] =
-            inside ? g[(start + r) * layer.out_channels + chunk.group * outs + k + lane] : 0.0f;
-      }
-      for (int o = warp; o < kChunk; o += kWarps) {
-        const int64_t at = static_cast<int64_t>(chunk.group * outs + k + o) * each + chunk.first;
-        b[o * kPitch + lane] = real && k + o < outs ? weights[at + lane] : 0.0f;
-      }
-      __syncthreads();
-      multiply(total, a, row, b, column, kChunk);
-    }
-    __syncthreads();
-    total.store(a, row, column);
-    __syncthreads();
+    tile_product<false>(
+        total, (outs + kChunk - 1) / kChunk, scratch,
+        [&](int step, int r) {
+          const int k = step * kChunk + lane;
+          if (k >= outs || start + r >= positions) return 0.0f;
+          return g[(start + r) * layer.out_channels + chunk.group * outs + k];
+        },
+        [&](int step, int o) {
+          const int k = step * kChunk + o;
+          if (!real || k >= outs) return 0.0f;
+          return weights[static_cast<int64_t>(chunk.group * outs + k) * each + chunk.first + lane];
+        });
+    spread(total, scratch);
     for (int r = warp; r < kPositions && real; r += kWarps) {
       if (start + r >= positions) break;
       const int64_t at = (start + r) * option.hidden + i;
       const float value = v[at];
-      const float gradient =
-          through(layer.activation, a[r * kPitch + lane], fmaf(value, norm.scale, norm.shift));
+      const float gradient = through(layer.activation, scratch[r * kPitch + lane],
+                                     fmaf(value, norm.scale, norm.shift));
       out[at] = gradient;
       sum += gradient;
       product = fmaf(gradient, (value - norm.mean) * norm.inverse, product);
     }
   }
-  const float sums = sum_over_warps(sum, a, lane, warp);
-  const float products = sum_over_warps(product, a, lane, warp);
+  const float sums = sum_over_warps(sum, scratch, lane, warp);
+  const float products = sum_over_warps(product, scratch, lane, warp);
   if (warp != 0 || !real) return;
   const auto partial = array(layer.partial, static_cast<int64_t>(gridDim.x) * 2 * layer.hidden) +
                        static_cast<int64_t>(blockIdx.x) * 2 * layer.hidden + option.hidden_before +
@@ -264,7 +278,7 @@ struct Weights {
 // Gradient of the last convolutions' weights, to weight_partial [slices][weights].
 // Grid: (slices of positions, chunks of output channels, chunks of hidden channels of a group).
 __global__ void __launch_bounds__(kThreads) project_weights(const __grid_constant__ Layer layer) {
-  const int lane = lane_of_thread(), warp = warp_of_thread();
+  const int lane = lane_of_thread();
   const Chunk chunk = chunk_at(layer, Channels::kOut, {true}, static_cast<int>(blockIdx.y));
   if (chunk.option < 0) return;
   const Option& option = layer.option[chunk.option];
@@ -278,7 +292,7 @@ __global__ void __launch_bounds__(kThreads) project_weights(const __grid_constan
   const int j = chunk.group * each + first + lane, out_first = chunk.group * outs + chunk.first;
   const int i = real ? unshuffled(option, j) : 0;
   Norm norm = {0.0f, 0.0f, 0.0f, 0.0f};
-  if (real) norm = second_norm(layer, option, j);
+  if (real) norm = second_norm(layer, option, i);
   const int64_t size = Weights(layer).project;
   const auto out = array(layer.weight_partial, size * layer.slices) +
                    (size * blockIdx.x + option.project_before);
@@ -390,7 +404,7 @@ __global__ void __launch_bounds__(kThreads)
   const auto sums = array<const float>(layer.sums, 4 * static_cast<int64_t>(layer.hidden));
   const bool real = lane < chunk.count;
   const int i = chunk.group * (option.hidden / option.groups) + chunk.first + (real ? lane : 0);
-  const Norm norm = second_norm(layer, option, shuffled(option, i));
+  const Norm norm = second_norm(layer, option, i);
   const float mean = sums[option.hidden_before + i];
   const float slope = sums[layer.hidden + option.hidden_before + i];
   const int across = (layer.width + kSide - 1) / kSide, down = (layer.height + kSide - 1) / kSide;

@@ -62,16 +62,19 @@ __global__ void __launch_bounds__(kThreads) finish_moments(const __grid_constant
   if (pair >= channels * channels) return;
   const int64_t i = pair / channels, j = pair % channels;
   const auto moments = array<const float>(layer.moments, size * layer.chunks);
-  double count = 0.0, mean_i = 0.0, mean_j = 0.0, products = 0.0;
+  const double count = static_cast<double>(in_positions(layer));
+  double mean_i = 0.0, mean_j = 0.0, products = 0.0;
   for (int64_t chunk = 0; chunk < layer.chunks; ++chunk) {
     const auto part = moments + size * chunk;
-    const double n = part[0], total = count + n;
-    if (n == 0.0) continue;
-    const double di = part[1 + i] - mean_i, dj = part[1 + j] - mean_j;
-    products += part[1 + channels + pair] + di * dj * (count * n / total);
-    mean_i += di * (n / total);
-    mean_j += dj * (n / total);
-    count = total;
+    mean_i += static_cast<double>(part[0]) * part[1 + i];
+    mean_j += static_cast<double>(part[0]) * part[1 + j];
+  }
+  mean_i /= count;
+  mean_j /= count;
+  for (int64_t chunk = 0; chunk < layer.chunks; ++chunk) {
+    const auto part = moments + size * chunk;
+    const double apart = (part[1 + i] - mean_i) * (part[1 + j] - mean_j);
+    products += part[1 + channels + pair] + part[0] * apart;
   }
   array(layer.covariance, channels * channels)[pair] = static_cast<float>(products / count);
   if (j == 0) array(layer.mean, channels)[i] = static_cast<float>(mean_i);
@@ -93,6 +96,41 @@ __device__ __forceinline__ Array<float> statistics_part(const Layer& layer, int 
   const int64_t all = 4 * static_cast<int64_t>(layer.hidden) +
                       2 * static_cast<int64_t>(layer.options) * layer.out_channels;
   return array(layer.statistics, all) + before;
+}
+
+// Keeps the first norm of channel i, and its weights with the norm folded in, by a warp.
+__device__ inline void keep_first(const Layer& layer, const Option& option, int i, float mean,
+                                  float variance, int lane) {
+  const int each = layer.in_channels / option.groups;
+  const Norm norm = norm_of(mean, variance, array(option.scale1, option.hidden)[i],
+                            array(option.shift1, option.hidden)[i], layer.eps);
+  const auto w = array(option.expand, static_cast<int64_t>(option.hidden) * each);
+  const auto folded = folded_weights(layer);
+  for (int c = lane; c < each; c += kWarp) {
+    folded[static_cast<int64_t>(c) * layer.hidden + option.hidden_before + i] =
+        w[static_cast<int64_t>(i) * each + c] * norm.scale;
+  }
+  if (lane == 0) keep_norm(layer, option.hidden_before + i, norm);
+}
+
+// Keeps the second norm of channel i.
+__device__ inline void keep_second(const Layer& layer, const Option& option, int i, float mean,
+                                   float variance) {
+  const int j = shuffled(option, i);
+  keep_norm(layer, static_cast<int64_t>(layer.hidden) + option.hidden_before + i,
+            norm_of(mean, variance, array(option.scale2, option.hidden)[j],
+                    array(option.shift2, option.hidden)[j], layer.eps));
+}
+
+// Keeps the third norm of an output channel.
+__device__ inline void keep_third(const Layer& layer, int index, int channel, float mean,
+                                  float variance) {
+  const Option& option = layer.option[index];
+  keep_norm(layer,
+            2 * static_cast<int64_t>(layer.hidden) +
+                static_cast<int64_t>(index) * layer.out_channels + channel,
+            norm_of(mean, variance, array(option.scale3, layer.out_channels)[channel],
+                    array(option.shift3, layer.out_channels)[channel], layer.eps));
 }
 
 // Statistics of the first norms, from the moments of the input. A warp for each hidden channel.
@@ -119,12 +157,14 @@ __global__ void __launch_bounds__(kThreads) first_statistics(const __grid_consta
     middle += static_cast<double>(w[c]) * mean[before + c];
     square += static_cast<double>(w[c]) * row;
   }
-  middle = warp_sum(middle);
+  const float found = static_cast<float>(warp_sum(middle));
   square = warp_sum(square);
+  const float variance = static_cast<float>(square < 0.0 ? 0.0 : square);
+  keep_first(layer, option, i, found, variance, lane);
   if (lane != 0) return;
   const auto out = statistics_part(layer, index);
-  out[shuffled(option, i)] = static_cast<float>(middle);
-  out[option.hidden + shuffled(option, i)] = static_cast<float>(square < 0.0 ? 0.0 : square);
+  out[shuffled(option, i)] = found;
+  out[option.hidden + shuffled(option, i)] = variance;
 }
 
 // A chunk's weights of the first convolution, with its norm folded in: w [channels rounded up to
@@ -134,14 +174,12 @@ __device__ inline void load_expand(const Layer& layer, const Option& option, con
   const int lane = lane_of_thread(), warp = warp_of_thread();
   const bool real = lane < chunk.count;
   const int i = chunk.group * (option.hidden / option.groups) + chunk.first + lane;
-  Norm norm = {0.0f, 0.0f, 0.0f, 0.0f};
-  if (real) norm = first_norm(layer, option, i);
-  const auto weights = array(option.expand, static_cast<int64_t>(option.hidden) * each);
+  const auto folded = folded_weights(layer);
   for (int c = warp; c < (each + 3) / 4 * 4; c += kWarps) {
-    w[c * kChunk + lane] =
-        real && c < each ? weights[static_cast<int64_t>(i) * each + c] * norm.scale : 0.0f;
+    const int64_t at = static_cast<int64_t>(c) * layer.hidden + option.hidden_before + i;
+    w[c * kChunk + lane] = real && c < each ? folded[at] : 0.0f;
   }
-  if (warp == 0) bias[lane] = norm.shift;
+  if (warp == 0) bias[lane] = real ? first_norm(layer, option, i).shift : 0.0f;
 }
 
 template <int K>
@@ -250,13 +288,14 @@ __global__ void __launch_bounds__(kThreads) second_statistics(const __grid_const
       array<const float>(layer.partial, static_cast<int64_t>(layer.rows) * 3 * layer.hidden),
       layer.rows, layer.hidden, all, lane);
   if (lane != 0) return;
-  const int j = shuffled(option, static_cast<int>(all - option.hidden_before));
+  const int i = static_cast<int>(all - option.hidden_before), j = shuffled(option, i);
+  const float mean = static_cast<float>(found.mean);
+  const float variance = static_cast<float>(found.squares / found.count);
   const auto out = statistics_part(layer, index) + 2 * option.hidden;
-  out[j] = static_cast<float>(found.mean);
-  out[option.hidden + j] = static_cast<float>(found.squares / found.count);
+  out[j] = mean;
+  out[option.hidden + j] = variance;
+  keep_second(layer, option, i, mean, variance);
 }
-
-constexpr int64_t kProjectFloats = (kPositions + kChunk) * kPitch;
 
 // Second norm, activation and last convolution: layer.products, and the moments of each channel to
 // partial [rows][3][options * out_channels]. Grid: (rows, chunks of output channels).
@@ -266,54 +305,42 @@ __global__ void __launch_bounds__(kThreads) project(const __grid_constant__ Laye
   if (chunk.option < 0) return;
   const Option& option = layer.option[chunk.option];
   const int each = option.hidden / option.groups, outs = layer.out_channels / option.groups;
-  const auto a = shared_array<float>(0, kPositions * kPitch);
-  const auto b = shared_array<float>(kPositions * kPitch, kChunk * kPitch);
+  const auto scratch = shared_array<float>(0, kProductFloats);
   const int64_t positions = out_positions(layer);
   const auto hidden = hidden_part<const float>(layer, layer.depthwise, option, positions);
   const auto weights = array(option.project, static_cast<int64_t>(layer.out_channels) * each);
   const auto out = output_part(layer, layer.products, chunk.option);
-  const int row = static_cast<int>(threadIdx.x) / 8 * 4;
-  const int column = static_cast<int>(threadIdx.x) % 8 * 4;
   const int first_out = chunk.group * outs + chunk.first;
   Moments own;
   for (int64_t start = static_cast<int64_t>(blockIdx.x) * kPositions; start < positions;
        start += static_cast<int64_t>(gridDim.x) * kPositions) {
     Quad sum;
-    for (int k = 0; k < each; k += kChunk) {
-      const bool real = k + lane < each;
-      const int j = chunk.group * each + k + lane;
-      Norm norm = {0.0f, 0.0f, 0.0f, 0.0f};
-      if (real) norm = second_norm(layer, option, j);
-      const int i = real ? unshuffled(option, j) : 0;
-      __syncthreads();
-      for (int r = warp; r < kPositions; r += kWarps) {
-        const bool inside = real && start + r < positions;
-        a[r * kPitch + lane] =
-            inside ? activate(layer.activation,
-                              fmaf(hidden[(start + r) * option.hidden + i], norm.scale, norm.shift))
-                   : 0.0f;
-      }
-      for (int o = warp; o < kChunk; o += kWarps) {
-        b[lane * kPitch + o] = real && o < chunk.count
-                                   ? weights[static_cast<int64_t>(first_out + o) * each + k + lane]
-                                   : 0.0f;
-      }
-      __syncthreads();
-      multiply(sum, a, row, b, column, kChunk);
-    }
-    __syncthreads();
-    sum.store(a, row, column);
-    __syncthreads();
+    tile_product<true>(
+        sum, (each + kChunk - 1) / kChunk, scratch,
+        [&](int step, int r) {
+          const int k = step * kChunk + lane;
+          if (k >= each || start + r >= positions) return 0.0f;
+          const int i = unshuffled(option, chunk.group * each + k);
+          const Norm norm = second_norm(layer, option, i);
+          const float value = hidden[(start + r) * option.hidden + i];
+          return activate(layer.activation, fmaf(value, norm.scale, norm.shift));
+        },
+        [&](int step, int o) {
+          const int k = step * kChunk + lane;
+          if (k >= each || o >= chunk.count) return 0.0f;
+          return weights[static_cast<int64_t>(first_out + o) * each + k];
+        });
+    spread(sum, scratch);
     for (int r = warp; r < kPositions && lane < chunk.count; r += kWarps) {
       if (start + r >= positions) break;
-      const float value = a[r * kPitch + lane];
+      const float value = scratch[r * kPitch + lane];
       out[(start + r) * layer.out_channels + first_out + lane] = value;
       own.add(value);
     }
     __syncthreads();
   }
   const int64_t channels = static_cast<int64_t>(layer.options) * layer.out_channels;
-  write_moments(own, a, lane, warp, lane < chunk.count,
+  write_moments(own, scratch, lane, warp, lane < chunk.count,
                 array(layer.partial, static_cast<int64_t>(gridDim.x) * 3 * channels), blockIdx.x,
                 channels,
                 static_cast<int64_t>(chunk.option) * layer.out_channels + first_out + lane);
@@ -332,8 +359,11 @@ __global__ void __launch_bounds__(kThreads) third_statistics(const __grid_consta
   const int index = static_cast<int>(all / layer.out_channels);
   const int channel = static_cast<int>(all % layer.out_channels);
   const auto out = statistics_part(layer, index) + 4 * layer.option[index].hidden;
-  out[channel] = static_cast<float>(found.mean);
-  out[layer.out_channels + channel] = static_cast<float>(found.squares / found.count);
+  const float mean = static_cast<float>(found.mean);
+  const float variance = static_cast<float>(found.squares / found.count);
+  out[channel] = mean;
+  out[layer.out_channels + channel] = variance;
+  keep_third(layer, index, channel, mean, variance);
 }
 
 __host__ __device__ __forceinline__ bool has_residual(const Layer& layer) {
@@ -364,7 +394,7 @@ __global__ void __launch_bounds__(kThreads) combine(const __grid_constant__ Laye
   float scale[kMostOptions], shift[kMostOptions];
   for (int o = 0; o < kMostOptions; ++o) {
     if (o >= layer.options) break;
-    const Norm norm = third_norm(layer, layer.option[o], channel);
+    const Norm norm = third_norm(layer, o, channel);
     scale[o] = norm.scale;
     shift[o] = norm.shift;
   }

@@ -92,109 +92,162 @@ __global__ void __launch_bounds__(kThreads) finish_first(const __grid_constant__
 }
 
 // What the first norms' sums take from the gradient of x: it is W' g minus a constant and a matrix
-// times x less its mean. layer.correction: the matrix [in_channels, in_channels], transposed, and
-// the constant. A thread for each pair of channels.
+// times x less its mean. One option's matrix, transposed, to entry 1 + option of layer.correction.
+// Grid: (pairs of chunks of input channels, options).
 __global__ void __launch_bounds__(kThreads) input_correction(const __grid_constant__ Layer layer) {
-  const int64_t channels = layer.in_channels;
-  const int64_t pair = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (pair >= channels * channels) return;
-  const int c = static_cast<int>(pair % channels), d = static_cast<int>(pair / channels);
+  const Option& option = layer.option[blockIdx.y];
+  const int channels = layer.in_channels, tiles = (channels + kChunk - 1) / kChunk;
+  const int rows = static_cast<int>(blockIdx.x) / tiles * kChunk;
+  const int columns = static_cast<int>(blockIdx.x) % tiles * kChunk;
+  const int each = channels / option.groups, hidden = option.hidden / option.groups;
+  const int d = rows + lane_of_thread(), c = columns + lane_of_thread();
+  const auto w = array(option.expand, static_cast<int64_t>(option.hidden) * each);
+  const auto folded = folded_weights(layer);
   const auto sums = array<const float>(layer.sums, 4 * static_cast<int64_t>(layer.hidden));
-  double matrix = 0.0, constant = 0.0;
-  for (int o = 0; o < layer.options; ++o) {
-    const Option& option = layer.option[o];
-    const int each = layer.in_channels / option.groups, hidden = option.hidden / option.groups;
-    const int group = c / each;
-    if (!option.trained || (d / each != group && d != 0)) continue;
-    const auto w = array(option.expand, static_cast<int64_t>(option.hidden) * each);
-    for (int i = group * hidden; i < (group + 1) * hidden; ++i) {
-      const Norm norm = first_norm(layer, option, i);
-      const int64_t all = option.hidden_before + i;
-      const double scaled =
-          static_cast<double>(w[static_cast<int64_t>(i) * each + c % each]) * norm.scale;
-      const double slope = static_cast<double>(sums[3 * layer.hidden + all]) * norm.inverse;
-      if (d / each == group)
-        matrix += scaled * slope * w[static_cast<int64_t>(i) * each + d % each];
-      if (d == 0) constant += scaled * sums[2 * layer.hidden + all];
-    }
-  }
-  const auto out = array(layer.correction, channels * channels + channels);
-  out[pair] = static_cast<float>(matrix);
-  if (d == 0) out[channels * channels + c] = static_cast<float>(constant);
+  const int64_t size = static_cast<int64_t>(channels) * channels;
+  const auto out = array(layer.correction, size * (layer.options + 1) + channels) +
+                   size * (1 + static_cast<int64_t>(blockIdx.y));
+  outer_product(
+      0, option.trained ? option.hidden : 0, shared_array<float>(0, kOuterScratch),
+      [&](int64_t i, int) {
+        if (d >= channels || i / hidden != d / each) return 0.0f;
+        const int64_t all = option.hidden_before + i;
+        const float slope = sums[3 * static_cast<int64_t>(layer.hidden) + all] *
+                            first_norm(layer, option, static_cast<int>(i)).inverse;
+        return w[i * each + d % each] * slope;
+      },
+      [&](int64_t i, int) {
+        if (c >= channels || i / hidden != c / each) return 0.0f;
+        return folded[static_cast<int64_t>(c % each) * layer.hidden + option.hidden_before + i];
+      },
+      [&](int m, int n, float sum) {
+        if (rows + m < channels && columns + n < channels) {
+          out[static_cast<int64_t>(rows + m) * channels + columns + n] = sum;
+        }
+      });
 }
 
-// The gradient of x. Grid: (blocks of positions, chunks of input channels).
-__global__ void __launch_bounds__(kThreads) input_gradient(const __grid_constant__ Layer layer) {
+// Sums of all options' matrices, by a thread each, and behind them the constants, by a warp each.
+__global__ void __launch_bounds__(kThreads) finish_correction(const __grid_constant__ Layer layer) {
+  const int64_t channels = layer.in_channels, size = channels * channels;
+  const int64_t matrices = ceil_div(size, kThreads);
+  const auto all = array(layer.correction, size * (layer.options + 1) + channels);
+  if (blockIdx.x < matrices) {
+    const int64_t pair = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+    if (pair >= size) return;
+    float total = 0.0f;
+    for (int64_t o = 0; o < layer.options; ++o) {
+      if (layer.option[o].trained) total += all[size * (1 + o) + pair];
+    }
+    all[pair] = total;
+    return;
+  }
+  const int64_t c = (blockIdx.x - matrices) * kWarps + warp_of_thread();
+  if (c >= channels) return;
+  const auto folded = folded_weights(layer);
+  const auto sums = array<const float>(layer.sums, 4 * static_cast<int64_t>(layer.hidden));
+  double total = 0.0;
+  for (int o = 0; o < layer.options; ++o) {
+    const Option& option = layer.option[o];
+    if (!option.trained) continue;
+    const int64_t each = channels / option.groups, hidden = option.hidden / option.groups;
+    for (int64_t i = lane_of_thread(); i < hidden; i += kWarp) {
+      const int64_t h = option.hidden_before + c / each * hidden + i;
+      total += static_cast<double>(folded[c % each * layer.hidden + h]) *
+               sums[2 * static_cast<int64_t>(layer.hidden) + h];
+    }
+  }
+  total = warp_sum(total);
+  if (lane_of_thread() == 0) all[size * (layer.options + 1) + c] = static_cast<float>(total);
+}
+
+// Hidden channels of an option that input channels [first, last] have a part in.
+__device__ __forceinline__ int first_hidden(const Layer& layer, const Option& option, int first) {
+  return first / (layer.in_channels / option.groups) * (option.hidden / option.groups);
+}
+
+__device__ __forceinline__ int end_hidden(const Layer& layer, const Option& option, int last) {
+  return (last / (layer.in_channels / option.groups) + 1) * (option.hidden / option.groups);
+}
+
+// A share of the products that make the gradient of x, to layer.input_partial [splits].
+// Grid: (blocks of positions, chunks of input channels, splits).
+__global__ void __launch_bounds__(kThreads) input_products(const __grid_constant__ Layer layer) {
   const int lane = lane_of_thread(), warp = warp_of_thread();
-  const auto a = shared_array<float>(0, kPositions * kPitch);
-  const auto b = shared_array<float>(kPositions * kPitch, kChunk * kPitch);
+  const auto scratch = shared_array<float>(0, kProductFloats);
   const int channels = layer.in_channels, first = static_cast<int>(blockIdx.y) * kChunk;
-  const int channel = first + lane;
+  const int channel = first + lane, split = static_cast<int>(blockIdx.z);
+  const int last = (first + kChunk < channels ? first + kChunk : channels) - 1;
   const bool real = channel < channels;
   const int64_t positions = in_positions(layer);
   const int64_t start = static_cast<int64_t>(blockIdx.x) * kPositions;
-  const int row = static_cast<int>(threadIdx.x) / 8 * 4;
-  const int column = static_cast<int>(threadIdx.x) % 8 * 4;
+  const auto folded = folded_weights(layer);
   Quad sum;
+  int before = 0;  // steps of all options so far
   for (int o = 0; o < layer.options; ++o) {
     const Option& option = layer.option[o];
     if (!option.trained) continue;
     const int each = channels / option.groups, hidden = option.hidden / option.groups;
     const auto g = hidden_part<const float>(layer, layer.expand_gradient, option, positions);
-    const auto w = array(option.expand, static_cast<int64_t>(option.hidden) * each);
-    const int last = (first + kChunk < channels ? first + kChunk : channels) - 1;
-    const int end = (last / each + 1) * hidden;
-    for (int k = first / each * hidden; k < end; k += kChunk) {
-      __syncthreads();
-      for (int r = warp; r < kPositions; r += kWarps) {
-        const bool inside = k + lane < end && start + r < positions;
-        a[r * kPitch + lane] = inside ? g[(start + r) * option.hidden + k + lane] : 0.0f;
-      }
-      for (int r = warp; r < kChunk; r += kWarps) {
-        const int i = k + r;
-        float value = 0.0f;
-        if (real && i < end && i / hidden == channel / each) {
-          value = w[static_cast<int64_t>(i) * each + channel % each] *
-                  first_norm(layer, option, i).scale;
-        }
-        b[r * kPitch + lane] = value;
-      }
-      __syncthreads();
-      multiply(sum, a, row, b, column, kChunk);
-    }
+    const int low = first_hidden(layer, option, first), end = end_hidden(layer, option, last);
+    const int steps = (end - low + kChunk - 1) / kChunk;
+    const int skip = (layer.splits - before % layer.splits + split) % layer.splits;
+    before += steps;
+    const int own = steps > skip ? (steps - skip + layer.splits - 1) / layer.splits : 0;
+    tile_product<true>(
+        sum, own, scratch,
+        [&](int step, int r) {
+          const int h = low + (skip + step * layer.splits) * kChunk + lane;
+          if (h >= end || start + r >= positions) return 0.0f;
+          return g[(start + r) * option.hidden + h];
+        },
+        [&](int step, int n) {
+          const int h = low + (skip + step * layer.splits) * kChunk + lane, c = first + n;
+          if (h >= end || c > last || h / hidden != c / each) return 0.0f;
+          return folded[static_cast<int64_t>(c % each) * layer.hidden + option.hidden_before + h];
+        });
   }
-  const auto x = array(layer.x, positions * channels);
-  const auto mean = array<const float>(layer.mean, channels);
-  const auto correction =
-      array<const float>(layer.correction, static_cast<int64_t>(channels) * channels + channels);
-  for (int k = 0; k < channels; k += kChunk) {
-    __syncthreads();
-    for (int r = warp; r < kPositions; r += kWarps) {
-      const bool inside = k + lane < channels && start + r < positions;
-      a[r * kPitch + lane] = inside ? x[(start + r) * channels + k + lane] - mean[k + lane] : 0.0f;
-    }
-    for (int r = warp; r < kChunk; r += kWarps) {
-      const bool inside = real && k + r < channels;
-      b[r * kPitch + lane] =
-          inside ? -correction[static_cast<int64_t>(k + r) * channels + channel] : 0.0f;
-    }
-    __syncthreads();
-    multiply(sum, a, row, b, column, kChunk);
+  if (split == 0) {
+    const auto x = array(layer.x, positions * channels);
+    const auto mean = array<const float>(layer.mean, channels);
+    const auto correction =
+        array<const float>(layer.correction, static_cast<int64_t>(channels) * channels);
+    tile_product<false>(
+        sum, (channels + kChunk - 1) / kChunk, scratch,
+        [&](int step, int r) {
+          const int k = step * kChunk + lane;
+          if (k >= channels || start + r >= positions) return 0.0f;
+          return mean[k] - x[(start + r) * channels + k];
+        },
+        [&](int step, int r) {
+          const int k = step * kChunk + r;
+          if (!real || k >= channels) return 0.0f;
+          return correction[static_cast<int64_t>(k) * channels + channel];
+        });
   }
-  __syncthreads();
-  sum.store(a, row, column);
-  __syncthreads();
+  spread(sum, scratch);
   if (!real) return;
-  const bool joins = has_residual(layer) || layer.identity >= 0;
-  const auto out = array(layer.x_gradient, positions * channels);
-  const auto g = array(layer.y_gradient, out_positions(layer) * layer.out_channels);
-  const int64_t each = static_cast<int64_t>(layer.height) * layer.width;
-  const float constant = correction[static_cast<int64_t>(channels) * channels + channel];
+  const auto out = array(layer.input_partial, positions * channels * layer.splits) +
+                   positions * channels * split;
   for (int r = warp; r < kPositions && start + r < positions; r += kWarps) {
-    const int64_t at = (start + r) * channels + channel;
-    const float direct = joins ? share_of_x(layer, (start + r) / each) * g[at] : 0.0f;
-    out[at] = a[r * kPitch + lane] - constant + direct;
+    out[(start + r) * channels + channel] = scratch[r * kPitch + lane];
   }
+}
+
+// The gradient of x: all shares, and what comes to x without a block. A thread for each element.
+__global__ void __launch_bounds__(kThreads) input_gradient(const __grid_constant__ Layer layer) {
+  const int64_t channels = layer.in_channels, count = in_positions(layer) * channels;
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (at >= count) return;
+  const auto partial = array<const float>(layer.input_partial, count * layer.splits);
+  const int64_t size = channels * channels * (layer.options + 1);
+  float total = -array<const float>(layer.correction, size + channels)[size + at % channels];
+  for (int64_t split = 0; split < layer.splits; ++split) total += partial[split * count + at];
+  if (has_residual(layer) || layer.identity >= 0) {
+    const int64_t each = static_cast<int64_t>(layer.height) * layer.width * channels;
+    total += share_of_x(layer, at / each) * array(layer.y_gradient, count)[at];
+  }
+  array(layer.x_gradient, count)[at] = total;
 }
 
 }  // namespace

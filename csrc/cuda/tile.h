@@ -60,6 +60,52 @@ __device__ __forceinline__ void multiply(Quad& sum, Array<const float> a, int ro
   }
 }
 
+// Sum += A . B over `steps` steps of 32. A thread brings a(step, row) of 16 rows of A's tile in its
+// lane's column, and b(step, row) of 8 rows of B's, or with Transposed of 8 columns in its lane's
+// row. What the next step needs is on its way while a step is multiplied. Scratch: kProductFloats.
+// All threads come.
+constexpr int64_t kProductFloats = (kPositions + kChunk) * kPitch;
+
+template <bool Transposed, typename A, typename B>
+__device__ __forceinline__ void tile_product(Quad& sum, int steps, Array<float> scratch, const A& a,
+                                             const B& b) {
+  constexpr int kRowsA = kPositions / kWarps, kRowsB = kChunk / kWarps;
+  const int lane = lane_of_thread(), warp = warp_of_thread();
+  const int row = static_cast<int>(threadIdx.x) / 8 * 4;
+  const int column = static_cast<int>(threadIdx.x) % 8 * 4;
+  const Array<float> left = scratch, right = scratch + kPositions * kPitch;
+  float next_a[kRowsA], next_b[kRowsB];
+#pragma unroll
+  for (int i = 0; i < kRowsA; ++i) next_a[i] = a(0, warp + i * kWarps);
+#pragma unroll
+  for (int i = 0; i < kRowsB; ++i) next_b[i] = b(0, warp + i * kWarps);
+  for (int step = 0; step < steps; ++step) {
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kRowsA; ++i) left[(warp + i * kWarps) * kPitch + lane] = next_a[i];
+#pragma unroll
+    for (int i = 0; i < kRowsB; ++i) {
+      const int at = warp + i * kWarps;
+      right[Transposed ? lane * kPitch + at : at * kPitch + lane] = next_b[i];
+    }
+    __syncthreads();
+    if (step + 1 < steps) {
+#pragma unroll
+      for (int i = 0; i < kRowsA; ++i) next_a[i] = a(step + 1, warp + i * kWarps);
+#pragma unroll
+      for (int i = 0; i < kRowsB; ++i) next_b[i] = b(step + 1, warp + i * kWarps);
+    }
+    multiply(sum, left, row, right, column, kChunk);
+  }
+  __syncthreads();
+}
+
+// Lays a product's tile out in rows of kPitch floats of the scratch, for all threads to read.
+__device__ __forceinline__ void spread(const Quad& sum, Array<float> scratch) {
+  sum.store(scratch, static_cast<int>(threadIdx.x) / 8 * 4, static_cast<int>(threadIdx.x) % 8 * 4);
+  __syncthreads();
+}
+
 // Number, mean and sum of squared distances of what a thread saw of one channel. Distances are
 // taken from the first value, so that a mean far from zero costs no digits.
 struct Moments {

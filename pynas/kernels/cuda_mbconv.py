@@ -14,7 +14,7 @@ from pynas.kernels import mbconv_reference as plain
 from pynas.kernels.graph import WANTS_GATES, WANTS_WEIGHTS, WANTS_X
 
 MOST_OPTIONS, MOST_CHANNELS = 16, 256  # kMostOptions and kMostChannels of csrc/cuda/mbconv.h
-_PARAMETERS = tuple(f"{part}{i}" for i in (1, 2, 3) for part in ("weight", "scale", "shift"))
+_BUFFERS = 9  # of an option: running mean, variance and number of batches of three norms
 
 _Ints = Sequence[int]
 _Saved = tuple[Tensor, ...]
@@ -24,26 +24,38 @@ class _Option(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("kernel", "hidden", "groups", "gate", "trained", "hidden_before")),
         *((name, ctypes.c_int64) for name in ("expand_before", "taps_before", "project_before")),
-        *((name, ctypes.c_void_p) for name in _PARAMETERS),
+        ("tensors", ctypes.c_void_p * plain.TENSORS),
         ("statistics", ctypes.c_void_p),
-        *((f"{name}_out", ctypes.c_void_p) for name in _PARAMETERS),
+        ("gradients", ctypes.c_void_p * plain.TENSORS),
     )
 
 
 _SIZES = ("images", "height", "width", "in_channels", "out_height", "out_width", "out_channels")
 _NUMBERS = ("stride", "activation", "options", "hidden", "gates", "identity", "gates_per_image")
-_SHARES = ("most_rows", "rows", "chunks", "slices", "bands")
-_FORWARD = ("x", "gate", "y", "mean", "covariance", "products", "statistics", "moments", "depthwise", "partial")
+_SHARES = ("most_rows", "rows", "chunks", "slices", "bands", "splits")
+_FORWARD = ("x", "gate", "y", "mean", "covariance", "products", "statistics")
+_SCRATCH = ("moments", "norms", "folded", "depthwise", "partial")
 _BACKWARD = ("y_gradient", "products_gradient", "hidden_gradient", "expand_gradient", "sums", "output_sums")
-_REST = ("band_sums", "weight_partial", "correction", "x_gradient", "gate_gradient")
+_REST = ("band_sums", "weight_partial", "correction", "input_partial", "x_gradient", "gate_gradient")
 
 
 class _Layer(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in (*_SIZES, *_NUMBERS, *_SHARES)),
         ("eps", ctypes.c_float),
-        *((name, ctypes.c_void_p) for name in (*_FORWARD, *_BACKWARD, *_REST)),
+        *((name, ctypes.c_void_p) for name in (*_FORWARD, *_SCRATCH, *_BACKWARD, *_REST)),
         ("option", _Option * MOST_OPTIONS),
+    )
+
+
+class _Update(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("options", "out_channels")),
+        *((name, ctypes.c_int64) for name in ("in_positions", "out_positions")),
+        ("momentum", ctypes.c_float),
+        ("statistics", ctypes.c_void_p),
+        *((name, ctypes.c_int32 * MOST_OPTIONS) for name in ("hidden", "groups")),
+        ("norms", ctypes.c_void_p * (MOST_OPTIONS * _BUFFERS)),
     )
 
 
@@ -53,6 +65,7 @@ class _Functions:
         self.workspace = library.function("pynas_mbconv_workspace", ctypes.c_int64, layer, ctypes.c_int32)
         self.forward = library.function("pynas_mbconv_forward", text, layer, pointer, pointer)
         self.backward = library.function("pynas_mbconv_backward", text, layer, pointer, pointer)
+        self.update = library.function("pynas_mbconv_update", text, ctypes.POINTER(_Update), pointer)
         size = library.function("pynas_mbconv_layer_bytes", ctypes.c_int64)()
         if size != ctypes.sizeof(_Layer):
             raise ImportError(f"{library.path} was built for another version of pynas. Install pynas again.")
@@ -104,8 +117,7 @@ def _filled(
     )
     for option, (numbers, parts) in zip(filled.option, plain.split(options, tensors), strict=False):
         option.kernel, option.hidden, option.groups, option.gate, option.trained = numbers
-        for name, part in zip(_PARAMETERS, parts, strict=True):
-            setattr(option, name, part.data_ptr())
+        option.tensors[:] = [part.data_ptr() for part in parts]
     return filled
 
 
@@ -180,9 +192,40 @@ def backward(
     filled.gate_gradient = None if gates_grad is None else gates_grad.data_ptr()
     grads: list[Any] = []
     for option, (numbers, parts) in zip(filled.option, plain.split(options, tensors), strict=False):
-        given = [torch.empty_like(part) if numbers[4] else None for part in parts] if wanted & WANTS_WEIGHTS else []
-        for name, part in zip(_PARAMETERS, given, strict=False):
-            setattr(option, f"{name}_out", None if part is None else part.data_ptr())
+        if not wanted & WANTS_WEIGHTS:
+            continue
+        given = [torch.empty_like(part) if numbers[4] else None for part in parts]
+        option.gradients[:] = [0 if part is None else part.data_ptr() for part in given]
         grads += given
     _run(x, filled, backward=True)
     return x_grad, gates_grad, tuple(grads)
+
+
+def update(
+    layer: _Ints,
+    options: _Ints,
+    statistics: Tensor,
+    buffers: Sequence[Tensor],
+    momentum: float,
+    in_positions: int,
+    out_positions: int,
+) -> bool:
+    """Moves running statistics: see `pynas.kernels.mbconv_update.update_norms`. False where the kernel cannot."""
+    library = cuda.library(statistics)
+    if library is None or not all(_movable(buffer, statistics) for buffer in buffers):
+        return False
+    filled = _Update(
+        len(options) // plain.NUMBERS, layer[1], in_positions, out_positions, momentum, statistics.data_ptr()
+    )
+    filled.hidden[: filled.options] = options[1 :: plain.NUMBERS]
+    filled.groups[: filled.options] = options[2 :: plain.NUMBERS]
+    filled.norms[: len(buffers)] = [buffer.data_ptr() for buffer in buffers]
+    with cuda.device_of(statistics):
+        cuda.check(_functions_of(library).update(ctypes.byref(filled), library.stream(statistics)))
+    return True
+
+
+def _movable(buffer: Tensor, statistics: Tensor) -> bool:
+    return (
+        buffer.dtype in (torch.float32, torch.int64) and buffer.device == statistics.device and buffer.is_contiguous()
+    )

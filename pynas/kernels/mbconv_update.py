@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pynas.kernels import cuda_mbconv
 from pynas.kernels.mbconv_reference import split
 from pynas.kernels.native import KERNELS
 
@@ -31,9 +32,11 @@ def update_norms(
         in_positions: Values of a channel in the first norm, at least 2.
         out_positions: Those in the others, at least 2.
     """
-    if KERNELS is not None and not torch.compiler.is_compiling():
-        counts = momentum, in_positions, out_positions
-        if KERNELS.mbconv_update(layer, options, statistics, buffers, *counts):
+    counts = momentum, in_positions, out_positions
+    if not torch.compiler.is_compiling():
+        if cuda_mbconv.update(layer, options, statistics, buffers, *counts):
+            return
+        if KERNELS is not None and KERNELS.mbconv_update(layer, options, statistics, buffers, *counts):
             return
     with torch.no_grad():
         _in_torch(layer, options, statistics, buffers, momentum, in_positions, out_positions)
