@@ -2,6 +2,7 @@
 
     python bench/bench_cuda.py               all tables
     python bench/bench_cuda.py mixed 64      one of mixed, blocks, folded, sampling; at these batch sizes
+    python bench/bench_cuda.py predict 64    what is possible, on paper; needs no GPU
 
 Rivals: plain PyTorch in contiguous and in channels_last layout, as users have it (cuDNN may take TF32), each also
 captured in a CUDA graph, which leaves no launch overhead; for one layer torch.compile as well. All take turns in one
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,7 +29,7 @@ from pynas.registry import FAMILIES
 from pynas.tuning import LAYOUTS, Call, evaluation, times, training_step, under
 
 BLOCKS = ("k3_e1", "k3_e1_g2", "k3_e6", "k5_e6")
-COMPILED = (32, 32, 16, 1)  # the layer that torch.compile is tried on: it takes a minute
+COMPILED = (32, 32, 16, 1)  # the layer that torch.compile is tried on: it takes half a minute
 DEVICE = torch.device("cuda")
 
 
@@ -67,20 +69,51 @@ def calls_of(slot: Slot, batch: int, training: bool, compiled: bool) -> dict[str
     return calls
 
 
-def bytes_moved(slot: Slot, batch: int) -> float:
-    """Bytes that forward and backward of a layer's kernels move by design, each input read once."""
-    inside = batch * slot.size**2
-    outside = batch * slot.out_size**2
-    total = 0.0
+@dataclass(frozen=True)
+class Work:
+    """What forward and backward of a layer cost by design.
+
+    Args:
+        fused_bytes: Moved by the kernels, each array of a launch read or written once (csrc/cuda/mbconv.h).
+        plain_bytes: Moved by plain PyTorch, which writes every intermediate: a batch norm reads twice and writes once
+            forward, and reads four times and writes once backward.
+        macs: Multiply-adds of forward, of it once more where the kernels repeat it, and of both gradients.
+    """
+
+    fused_bytes: float
+    plain_bytes: float
+    macs: float
+
+
+def work_of(slot: Slot, batch: int) -> Work:
+    """Adds up a layer's options."""
+    inside, outside = batch * slot.size**2, batch * slot.out_size**2
+    fused = plain = macs = 0.0
     for name in slot.choice.options:
         spec: Any = FAMILIES.get(slot.family).spec(slot, name)
         if spec.kind != "mbconv":
             continue
         hidden, ins, outs = spec.expansion * slot.in_channels, slot.in_channels, slot.out_channels
-        forward = ins * inside + hidden * outside * 2 + outs * outside * 2
-        backward = ins * inside * 3 + hidden * (outside * 6 + inside * 3) + outs * outside * 4
-        total += 4.0 * (forward + backward)
-    return total
+        fused += 4.0 * (hidden * (3 * inside + 8 * outside) + outs * 6 * outside + ins * 5 * inside)
+        plain += 4.0 * (hidden * 19 * (inside + outside) + outs * 20 * outside + ins * 4 * inside)
+        taps = spec.kernel**2
+        macs += hidden * ins / spec.groups * inside * 5 + hidden * (4 * taps + 3 * outs / spec.groups) * outside
+    return Work(fused, plain, macs)
+
+
+def predict(batches: set[int]) -> None:
+    """Prints floors and gains on paper, for a GPU of 3.0 TB/s and 67 TFLOP/s in float32 (H100), without launches."""
+    print("predicted, not measured: 3.0 TB/s (a measured copy), 67 TFLOP/s float32; us")
+    print(f"{'layer':<28}{'bytes/floor':>14}{'arithmetic':>12}{'plain bytes':>13}{'gain at most':>14}")
+    for ins, outs, size, stride, _ in LAYERS:
+        for batch in sorted(batches):
+            options = tuple(o for o in OPTIONS if o != "skip")
+            slot = Slot("layer", Choice("layer", options), "mbconv", ins, outs, size, stride)
+            work = work_of(slot, batch)
+            fused, plain, arithmetic = work.fused_bytes / 3e6, work.plain_bytes / 3e6, 2 * work.macs / 67e6
+            title = f"{ins}->{outs} {size}x{size}/{stride} n={batch}"
+            gain = plain / max(fused, arithmetic)
+            print(f"{title:<28}{fused:>14.0f}{arithmetic:>12.0f}{plain:>13.0f}{gain:>14.1f}")
 
 
 def copy_bandwidth() -> float:
@@ -100,7 +133,7 @@ def row(title: str, slot: Slot, batch: int, training: bool, copy: float, compile
         for kind in (("fused", False), ("plain", False), ("fused", True), ("plain", True))
     }
     fused, plain, fused_graph, plain_graph = best.values()
-    share = bytes_moved(slot, batch) / (fused_graph / 1e3) / copy if training else math.nan
+    share = work_of(slot, batch).fused_bytes / (fused_graph / 1e3) / copy if training else math.nan
     spread = max(found.spread.values())
     compiled_ms = found.median_ms.get("plain, compiled")
     extra = f"  torch.compile {compiled_ms:.3f}" if compiled_ms is not None else ""
@@ -180,11 +213,14 @@ def sampling() -> None:
 
 
 def main() -> None:
+    wanted = [word for word in sys.argv[1:] if not word.isdigit()] or ["sampling", "mixed", "blocks", "folded"]
+    batches = {int(word) for word in sys.argv[1:] if word.isdigit()} or {16, 64}
+    if wanted == ["predict"]:
+        predict(batches)
+        return
     if not torch.cuda.is_available() or not cuda.built():
         sys.exit(f"This needs a GPU and the CUDA kernels ({cuda.state()}); torch sees: {torch.cuda.is_available()}.")
     warnings.simplefilter("ignore")
-    wanted = [word for word in sys.argv[1:] if not word.isdigit()] or ["sampling", "mixed", "blocks", "folded"]
-    batches = {int(word) for word in sys.argv[1:] if word.isdigit()} or {16, 64}
     copy = copy_bandwidth()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}, pynas kernels: "
           f"{kernels.facts()['kernels']}; a copy moves {copy / 1e9:.0f} GB/s; convolutions may take TF32: "

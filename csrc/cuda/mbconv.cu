@@ -1,7 +1,5 @@
 // Launches the passes of mbconv.h. Every function returns null or what went wrong.
 #include "mbconv.h"
-#include "mbconv_backward.h"
-#include "mbconv_forward.h"
 #include "mbconv_input.h"
 
 namespace pynas {

@@ -1,7 +1,7 @@
 // The last kernels of the backward pass: what the first convolutions and x get.
 #pragma once
 
-#include "mbconv_backward.h"
+#include "mbconv_depthwise.h"
 
 namespace pynas {
 namespace {
