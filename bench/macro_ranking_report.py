@@ -46,6 +46,7 @@ class Result:
     accuracies: Mapping[str, float]
     history: Sequence[Mapping[str, Any]]
     updates: Mapping[str, Any]
+    trained_on: str = "cpu"
 
 
 def read(out: Path) -> tuple[list[Result], list[str]]:
@@ -66,7 +67,7 @@ def read(out: Path) -> tuple[list[Result], list[str]]:
                 )
             if record["path_gradients"] != PATH_GRADIENTS:
                 sys.exit(f"{path} took {record['path_gradients']} path-gradients, not {PATH_GRADIENTS}: no comparison.")
-            found.append(Result(*taken))
+            found.append(Result(*taken, record.get("trained_on", "cpu")))
     return found, missing
 
 
@@ -270,6 +271,7 @@ def report(out: Path, table: Path, resamples: int = RESAMPLES) -> str:
     picture = write_png(draw(results, taus, truth, keys), out / "macro_ranking.png")
     parts = [
         f"{len(results)} runs, {len(keys)} networks, {PATH_GRADIENTS:,} path-gradients each.",
+        f"Trained on: {', '.join(sorted({result.trained_on for result in results}))}.",
         f"Missing: {', '.join(missing)}." if missing else "No run is missing.",
         "",
         rankings(results, taus, truth, keys),

@@ -28,6 +28,7 @@ from pynas.training.data import open_data
 from pynas.training.evaluate import accuracy
 from pynas.training.run import RunFolder
 from pynas.training.train import Recipe
+from pynas.training.where import check_train_on
 
 
 def search(
@@ -51,6 +52,7 @@ def search(
     retrain: bool = True,
     baseline: int = 3,
     seed: int = 0,
+    train_on: Literal["cpu", "cuda"] = "cpu",
     amp: Literal["off", "bf16"] = "off",
     kernels: Literal["auto", "fused", "reference"] = "auto",
     threads: int | None = None,
@@ -95,6 +97,9 @@ def search(
         retrain: Whether to train, test and export the best network.
         baseline: How many random networks of the same budget to train for comparison.
         seed: Of all random numbers.
+        train_on: Where supernets and networks train and are judged: the CPU, or a CUDA GPU. The latency is that of
+            `device` in any case. On a GPU the same seed gives the same images in the same order; only the CPU gives the
+            same result bit for bit. What is written can be read, exported and reported without a GPU.
         amp: Mixed precision of forward passes.
         kernels: Of training: "auto" takes fused C++ where it is faster, a rule by shape alone; "fused" wherever it can
             do what the modules do; "reference" is plain PyTorch. Results of the two agree up to rounding.
@@ -125,6 +130,7 @@ def search(
             finished = Run.open(folder.path)
             show_result(finished, show)
             return finished
+        settings.check_place(config, folder)
     else:
         folder, config = None, settings.resolve(asked)
     settings.use_threads(config)
@@ -164,6 +170,7 @@ def retrain(
     recipe: Recipe | None = None,
     space_options: dict[str, Any] | None = None,
     seed: int = 0,
+    train_on: Literal["cpu", "cuda"] | None = None,
     kernels: Literal["auto", "fused", "reference"] | None = None,
     quiet: bool = False,
 ) -> Trained:
@@ -182,6 +189,7 @@ def retrain(
         space_options: The same choices in a changed space, for instance {"cells": 20, "channels": 36}: a deeper and
             wider network of the found cells.
         seed: Of initial weights and of the order of images.
+        train_on: As in `search`; the run's own by default.
         kernels: As in `search`; the run's own by default.
         quiet: Prints nothing.
 
@@ -198,6 +206,8 @@ def retrain(
     show = Show(quiet)
     architecture, place = _net(finished, net)
     folder, config = opened(finished.folder)
+    config = config if train_on is None else {**config, "train_on": train_on}
+    check_train_on(config["train_on"])
     settings.use_threads(config)
     plan = make_plan(config, show, folder)
     _check_space(architecture, plan)
@@ -208,8 +218,9 @@ def retrain(
         how = dataclasses.replace(how, epochs=epochs)
     plan = dataclasses.replace(plan, recipe=how)
     asked = kernels if kernels is not None else config["kernels"]
-    settings.check_kernels(asked, config["amp"])
-    told = hashlib.sha256(f"{architecture.fingerprint} {how} {seed} {asked}".encode()).hexdigest()[:12]
+    settings.check_kernels(asked, config["amp"], config["train_on"])
+    where = "" if config["train_on"] == "cpu" else f" {config['train_on']}"
+    told = hashlib.sha256(f"{architecture.fingerprint} {how} {seed} {asked}{where}".encode()).hexdigest()[:12]
     with setting.using(asked):
         trained = pipeline.train_alone(plan, architecture, folder, f"retrain-{told}", seed, show, "the same command")
     trained = dataclasses.replace(trained, folder=place)

@@ -20,7 +20,7 @@ class BranchDraw:
 
     Args:
         gates: By slot name; exactly 0 or 1 in the forward pass.
-        taken: Which options have a gate of 1, bool, (choices, options).
+        taken: Which options have a gate of 1, bool, (choices, options), on the CPU.
         empty: Choices that were left with nothing; their blocks run the fallback, which counts apart.
     """
 
@@ -30,7 +30,7 @@ class BranchDraw:
 
 
 class BranchSampler(nn.Module):
-    """Logits of all branches of a net, and gates drawn from them.
+    """Logits of all branches of a net, and gates drawn from them, where the logits are.
 
     Every draw ranks r = logit + Gumbel - Gumbel (logistic noise) over all branches at once and takes the best within
     the budget; a gate is 1 for these and 0 for the others, and its gradient that of sigmoid(r) (as in the released
@@ -58,7 +58,7 @@ class BranchSampler(nn.Module):
         rows, width = self.logits.shape
         words = random_words(Domain.GUMBEL, self.seed, step, torch.arange(2), width, rows)  # (2, options, choices)
         first, second = gumbel(words)
-        difference: Tensor = (first - second).T.to(self.logits.dtype)
+        difference: Tensor = (first - second).T.to(self.logits)
         return difference
 
     def draw(self, step: int) -> BranchDraw:
@@ -71,13 +71,13 @@ class BranchSampler(nn.Module):
 
     def fixed(self, taken: Tensor) -> BranchDraw:
         """Gates of chosen branches, without gradient."""
-        return self._draw(taken.to(self.logits.dtype), taken)
+        return self._draw(taken.to(self.logits), taken)
 
     def _gated(self, r: Tensor) -> BranchDraw:
         taken = self.costs.fill(r, self.budget)
         soft = r.sigmoid()
         # In this order the value is exactly 0 or 1: the bracket is zero to the last bit.
-        return self._draw(taken.to(r.dtype) + (soft - soft.detach()), taken)
+        return self._draw(taken.to(r) + (soft - soft.detach()), taken)
 
     def _draw(self, values: Tensor, taken: Tensor) -> BranchDraw:
         gates = {}

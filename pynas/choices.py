@@ -97,8 +97,8 @@ class Gates:
     single: bool = False
 
     @staticmethod
-    def one_hot(options: int, index: int) -> Gates:
+    def one_hot(options: int, index: int, device: torch.device | None = None) -> Gates:
         """One option alone."""
-        values = torch.zeros(options)
+        values = torch.zeros(options, device=device)
         values[index] = 1.0
         return Gates(values, (index,), (index,), single=True)

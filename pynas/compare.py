@@ -51,6 +51,7 @@ def compare(
     recipe: Recipe | None = None,
     target_accuracy: float | None = None,
     watch: int = 512,
+    train_on: Literal["cpu", "cuda"] = "cpu",
     amp: Literal["off", "bf16"] = "off",
     kernels: Literal["auto", "fused", "reference"] = "auto",
     threads: int | None = None,
@@ -86,6 +87,7 @@ def compare(
         target_accuracy: Between 0 and 1: adds what it took until the search, and until a network, had it.
         watch: Held-out images on which search network and child are judged after every epoch, by strategies that can;
             0 for none.
+        train_on: As for `pynas.search`.
         amp: Mixed precision of forward passes.
         kernels: As for `pynas.search`.
         threads: Likewise.

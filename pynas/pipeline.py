@@ -39,6 +39,7 @@ from pynas.training.loop import Interrupted, train
 from pynas.training.run import RunFolder
 from pynas.training.submodels import Submodels
 from pynas.training.train import Training
+from pynas.training.where import available, describe
 
 TIMINGS = 15
 
@@ -123,7 +124,8 @@ def _counted(plan: Plan, found: Candidate) -> Candidate:
 def _as_searched(plan: Plan, architecture: Architecture, run: RunFolder) -> Trained:
     """The found network as the search trained it, tested."""
     model, test = inherited(plan, architecture, run), plan.data.test
-    trained = Trained(model, architecture, accuracy(model, test, plan.data), len(test), run.path)
+    right = accuracy(model.to(plan.config["train_on"]), test, plan.data)
+    trained = Trained(model.cpu(), architecture, right, len(test), run.path)
     record = {"net": architecture.to_json(), "accuracy": trained.accuracy, "images": len(test)}
     about = {"seed": plan.config["seed"], "recipe": dataclasses.asdict(plan.recipe)}
     note_trained(run, "search", {**record, **about})
@@ -136,7 +138,7 @@ def train_alone(
     """Trains a network from scratch on all training images and tests it.
 
     Args:
-        plan: Data, recipe, precision.
+        plan: Data, recipe, precision, and where to train; the trained network comes back to the CPU.
         architecture: What to train.
         run: Where logs and checkpoints go.
         stage: Under which name.
@@ -145,13 +147,15 @@ def train_alone(
         go_on: What to type after Ctrl-C; resuming the search by default.
     """
     torch.manual_seed(seed)
-    training = Training(architecture.build(), plan.recipe, plan.config["amp"])
-    feed = Feed(plan.data, batch_size=plan.recipe.batch_size, seed=seed, pool="train")
+    train_on = plan.config["train_on"]
+    training = Training(architecture.build().to(train_on), plan.recipe, plan.config["amp"])
+    feed = Feed(plan.data, batch_size=plan.recipe.batch_size, seed=seed, pool="train", device=train_on)
     with show.bar(stage, training.epochs * feed.steps_weights) as bar:
         train(training, feed, run, stage, bar, go_on or _resume(run))
     model = training.result()
     test = plan.data.test
-    trained = Trained(model, architecture, accuracy(model, test, plan.data), len(test), run.path)
+    right = accuracy(model, test, plan.data)
+    trained = Trained(model.cpu(), architecture, right, len(test), run.path)
     record = {"net": architecture.to_json(), "accuracy": trained.accuracy, "images": len(test), "seed": seed}
     note_trained(run, stage, {**record, "recipe": dataclasses.asdict(plan.recipe)})
     return trained
@@ -174,7 +178,7 @@ def _searched(plan: Plan, run: RunFolder) -> dict[str, Any]:
 
 
 def _supernet(plan: Plan, run: RunFolder) -> Supernet:
-    """The trained supernet of a run. Raises NothingShared."""
+    """The trained supernet of a run, on the CPU. Raises NothingShared."""
     supernet = Supernet(plan.space)
     supernet.load_state_dict(_searched(plan, run)["net"])
     return supernet
@@ -185,13 +189,13 @@ def _calibrate(plan: Plan) -> int:
 
 
 def inherited(plan: Plan, architecture: Architecture, run: RunFolder) -> nn.Module:
-    """A network with the weights of the run's supernet, its batch norms recalibrated. In eval mode.
+    """A network with the weights of the run's supernet, its batch norms recalibrated. In eval mode, on the CPU.
 
     Raises:
         NothingShared: If the run's strategy trains no supernet, or its checkpoint is gone.
     """
     if plan.strategy.TRAINS:
-        plan.strategy.prepare(plan.problem())
+        plan.strategy.prepare(dataclasses.replace(plan.problem(), train_on="cpu"))
         plan.strategy.load_state_dict(_searched(plan, run))
         return plan.strategy.result()
     net = _supernet(plan, run).inherit(architecture)
@@ -215,7 +219,8 @@ def judge_trained(plan: Plan, run: Run, show: Show) -> Run:
     if plan.strategy.TRAINS:
         raise NothingShared(f"Strategy {plan.config['strategy']['name']} trains one network, and judges none by it.")
     folder, how = RunFolder(run.folder), Judging(calibrate=_calibrate(plan), amp=plan.config["amp"])
-    judges = Submodels(_supernet(plan, folder), plan.data, how=how, path=folder.path / "submodels.jsonl")
+    net = _supernet(plan, folder).to(available(plan.config["train_on"]))
+    judges = Submodels(net, plan.data, how=how, path=folder.path / "submodels.jsonl")
     with show.bar("judging", len(nets)) as bar:
         scores = judges.scores(nets, lambda _, score: bar.advance(f"accuracy {score.accuracy:.2%}"))
     found = [
@@ -318,7 +323,10 @@ def _figures(
         "strategy": plan.config["strategy"]["name"],
         "objectives": plan.config["objectives"],
         "fairness": last.get("fairness", {}),
-        "kernels": kernels_used(plan.space, plan.config["amp"], getattr(plan.strategy, "batch_size", 16)),
+        "kernels": kernels_used(
+            plan.space, plan.config["amp"], getattr(plan.strategy, "batch_size", 16), plan.config["train_on"]
+        ),
+        "trained_on": describe(available(plan.config["train_on"])),
         "recipe": dataclasses.asdict(plan.recipe),
         "seed": plan.config["seed"],
         **({} if plan.branches is None else {"branches": branch_figures(plan.space, plan.branches, best.architecture)}),

@@ -80,7 +80,9 @@ class Plan:
     def feed(self, batch_size: int) -> Feed:
         """Batches of the search."""
         pool: Pool = "train" if self.strategy.TRAINS else "split"
-        return Feed(self.data, batch_size=batch_size, seed=self.config["seed"], pool=pool)
+        return Feed(
+            self.data, batch_size=batch_size, seed=self.config["seed"], pool=pool, device=self.config["train_on"]
+        )
 
     def problem(self) -> Problem:
         """What the strategy is asked to solve."""
@@ -94,6 +96,7 @@ class Plan:
             config["amp"],
             self.goals,
             None if evolution is None else EvolutionSettings(**evolution),
+            config["train_on"],
         )
 
 
@@ -208,9 +211,11 @@ def space_specs(space: SearchSpace) -> list[cost_models.OpSpec]:
     return sorted({*space.fixed_specs(), *sliced, *options})
 
 
-def kernels_used(space: SearchSpace, amp: str = "off", images: int = 16) -> str:
+def kernels_used(space: SearchSpace, amp: str = "off", images: int = 16, train_on: str = "cpu") -> str:
     """In how many layers of a space's supernet training on so many images runs in fused kernels, as it is set."""
     slots, facts = space.slots(), kernels.facts()
+    if train_on != "cpu":
+        return f"plain PyTorch in all {len(slots)} layers (on the GPU)"
     if amp != "off":
         return f"plain PyTorch in all {len(slots)} layers (mixed precision)"
     if facts["isa"] == "none":

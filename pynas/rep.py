@@ -33,6 +33,7 @@ from pynas.subsets import SubsetCosts
 from pynas.supernet import CostTable
 from pynas.training.evaluate import Norm
 from pynas.training.optim import cosine
+from pynas.training.where import device_of
 
 # Blocks of the literature as fixed sets of branches. DBB's for depthwise convolutions have no 1x1 branch, and twice the
 # channels in the middle of 1x1-KxK.
@@ -170,7 +171,8 @@ class BranchSearch:
     Call `draw()` before each forward pass and `step()` after each backward pass, beside your optimiser's. After
     `frozen` + `joint` steps the branches are fixed, the others are taken out of the network, and batch norms begin new
     running statistics; go on training, then fold with `pynas.fuse`. Gates, noise and schedule are those of the strategy
-    `repnas`, which see; a state can be saved at any time, with the network's own.
+    `repnas`, which see; a state can be saved at any time, with the network's own. Gates are drawn where the network is
+    when the search is made.
 
     Args:
         net: Converted by `convert`; changed in place.
@@ -211,7 +213,7 @@ class BranchSearch:
         self.budget = int(asked.amount * total + 1e-9) if asked.kind == "ratio" else int(asked.amount)
         SubsetCosts.of(table).check(self.budget)
         slots = [block.slot for block in self.blocks.values()]
-        self.sampler = BranchSampler(table.choices, slots, table, self.budget, seed)
+        self.sampler = BranchSampler(table.choices, slots, table, self.budget, seed).to(device_of(net))
         self.optimizer = torch.optim.Adam([self.sampler.logits], lr, (beta, 0.999), weight_decay=weight_decay)
         self.weight_decay = weight_decay
         self.steps = 0

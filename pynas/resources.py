@@ -41,18 +41,24 @@ class SlotCosts:
         combination: Of the measures.
         averaged: Whether the slots of a choice are averaged (SNAS's code divides by the number of cells of a type) or
             added up.
+        device: Where gates are.
     """
 
     def __init__(
-        self, tables: Sequence[CostTable], weights: Sequence[float], combination: Combination, averaged: bool
+        self,
+        tables: Sequence[CostTable],
+        weights: Sequence[float],
+        combination: Combination,
+        averaged: bool,
+        device: str | torch.device = "cpu",
     ) -> None:
         first = tables[0]
         self.combination = combination
         values = [table.values * weight for table, weight in zip(tables, weights, strict=True)]
-        self.values = torch.stack(values).to(torch.get_default_dtype())  # (measures, slots, options)
-        self.choice_of = torch.tensor(first.choice_of)
-        counts = torch.bincount(self.choice_of)
-        self.share = 1 / counts[self.choice_of] if averaged else torch.ones(len(self.choice_of))
+        self.values = torch.stack(values).to(device, torch.get_default_dtype())  # (measures, slots, options)
+        choice_of = torch.tensor(first.choice_of)
+        counts = torch.bincount(choice_of)
+        self.share = (1 / counts[choice_of] if averaged else torch.ones(len(choice_of))).to(device)
 
     def slots(self, gates: Tensor) -> Tensor:
         """Cost of each slot, shape (slots,), under gates (slots, options); differentiable."""

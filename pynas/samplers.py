@@ -70,7 +70,7 @@ class GumbelSampler:
     """Gates by Gumbel-softmax (FBNet eqs. 4-8, arXiv 1611.01144), one kernel call for all layers.
 
     Args:
-        theta: The distribution.
+        theta: The distribution; gates come out where it is.
         slots: Of the supernet.
         costs: Cost of every option of every choice, shape (choices, options).
         seed: Together with the step it determines the draw.
@@ -79,7 +79,7 @@ class GumbelSampler:
     def __init__(self, theta: Theta, slots: Sequence[Slot], costs: Tensor, seed: int) -> None:
         self.theta = theta
         self.seed = seed
-        self.costs = costs.to(theta.logits.dtype)
+        self.costs = costs.to(theta.logits)
         self._rows = {choice.name: row for row, choice in enumerate(theta.choices)}
         self._slots = tuple(slots)
 
@@ -125,7 +125,7 @@ class GumbelSampler:
         return gumbel_gates(self.theta.logits, allowed, self.costs, tau, self.seed, step, draws)
 
     def _sample(self, gates: Mapping[str, Gates], drawn: GumbelGates) -> Sample:
-        rows = torch.arange(len(self.theta.choices))
+        rows = torch.arange(len(self.theta.choices), device=self.costs.device)
         hard_cost = self.costs[rows, drawn.index].sum(-1)
         return Sample(gates, drawn.index, drawn.log_prob, drawn.cost, hard_cost)
 

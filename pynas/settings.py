@@ -20,9 +20,17 @@ from pynas.subsets import picks_any
 from pynas.training.data import NAMES
 from pynas.training.run import RunFolder
 from pynas.training.train import Recipe
+from pynas.training.where import check_train_on
 
 # Settings that came later than the first runs, which are read as if none had been asked for.
-LATER: Mapping[str, Any] = {"objectives": None, "limits": {}, "directions": {}, "evolution": None, "budget": None}
+LATER: Mapping[str, Any] = {
+    "objectives": None,
+    "limits": {},
+    "directions": {},
+    "evolution": None,
+    "budget": None,
+    "train_on": "cpu",
+}
 CALL_ONLY = (
     "resume",
     "quiet",
@@ -131,9 +139,19 @@ def use_threads(config: Mapping[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
 
 
-def check_kernels(kernels: object, amp: str) -> None:
+def check_place(config: Mapping[str, Any], folder: RunFolder | None = None) -> None:
+    """Raises ValueError where a run is to train on a GPU and there is none."""
+    without = "use train_on='cpu'"
+    if folder is not None:
+        without = f"go on on the CPU: change train_on to cpu in {folder.path / 'config.yaml'}"
+    check_train_on(config["train_on"], without)
+
+
+def check_kernels(kernels: object, amp: str, train_on: str = "cpu") -> None:
     """Raises ValueError for a setting of the kernels that cannot work here."""
     setting.check(kernels)
+    if kernels == "fused" and train_on != "cpu":
+        raise ValueError("kernels='fused' works on the CPU. Use kernels='auto' or train_on='cpu'.")
     if kernels == "fused" and amp != "off":
         raise ValueError("kernels='fused' computes in float32, amp='bf16' does not. Use kernels='auto' or amp='off'.")
 
@@ -209,7 +227,8 @@ def _check_numbers(asked: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must be a whole number from {least} to {most}, not {value!r}.")
     if asked["amp"] not in ("off", "bf16"):
         raise ValueError(f"amp must be 'off' or 'bf16', not {asked['amp']!r}.")
-    check_kernels(asked["kernels"], asked["amp"])
+    check_place(asked)
+    check_kernels(asked["kernels"], asked["amp"], asked["train_on"])
 
 
 def _number(value: object) -> bool:

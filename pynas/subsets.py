@@ -89,11 +89,11 @@ class SubsetCosts:
             budget: Largest cost of the network.
 
         Returns:
-            Which options are taken, bool, (choices, options).
+            Which options are taken, bool, (choices, options), on the CPU.
         """
         width = scores.shape[1]
         limit = budget * (1 + ROUNDING)
-        ordered = scores.detach().masked_fill(~self.mask, -torch.inf).flatten()
+        ordered = scores.detach().cpu().masked_fill(~self.mask, -torch.inf).flatten()
         order = torch.argsort(ordered, descending=True, stable=True)[: int(self.mask.sum())].tolist()
         values, empty = self.values.tolist(), self.empty.tolist()
         taken = np.zeros(scores.shape, dtype=np.bool_)

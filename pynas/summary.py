@@ -18,6 +18,7 @@ from pynas.results import Run
 from pynas.strategies.pareto_set import settings_of
 from pynas.subsets import picks_any
 from pynas.training.run import RunFolder
+from pynas.training.where import describe
 
 MOST_ROWS = 16  # of a Pareto set in the table
 
@@ -31,7 +32,10 @@ def show_plan(plan: Plan, show: Show) -> None:
     show.line(f"device: {plan.device.describe()}")
     for line in _branches(plan) if plan.branches is not None else _space(plan):
         show.line(line)
-    show.line(f"kernels: {kernels_used(plan.space, plan.config['amp'], getattr(plan.strategy, 'batch_size', 16))}")
+    config, images = plan.config, getattr(plan.strategy, "batch_size", 16)
+    show.line(f"kernels: {kernels_used(plan.space, config['amp'], images, config['train_on'])}")
+    if config["train_on"] != "cpu":
+        show.line(f"trains on: {describe(config['train_on'])}")
     macs = steps * strategy.batch_size * strategy.macs_per_image(plan.space)
     show.line(
         f"strategy: {name}, {strategy.epochs} epochs, {steps:,} steps of {strategy.batch_size} images, "
@@ -202,6 +206,7 @@ def _rows(run: Run) -> list[tuple[str, str]]:
         *[(f"on {price['device']}", _elsewhere(price)) for price in figures.get("elsewhere", [])],
         ("random search", _baseline(figures)),
         ("kernels", figures["kernels"]),
+        *([("trained on", figures["trained_on"])] if figures.get("trained_on", "cpu") != "cpu" else []),
         *_collapse(figures),
         *_fairness(figures, run.folder),
         ("export", figures["export"]["check"]),

@@ -185,22 +185,29 @@ class Supernet(nn.Module):
                 module.gates = None
         return logits
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are, and gates must be."""
+        return next(self.parameters()).device
+
     def one_hot(self, architecture: Architecture) -> dict[str, Gates]:
-        """Gates that run exactly the chosen options."""
-        gates = {}
+        """Gates that run exactly the chosen options, where the weights are."""
+        gates, device = {}, self.device
         for slot in self.slots:
             options = slot.choice.options
             run = tuple(options.index(name) for name in architecture.choices[slot.choice.name])
             if len(run) == 1:
-                gates[slot.name] = Gates.one_hot(len(options), run[0])
+                gates[slot.name] = Gates.one_hot(len(options), run[0], device)
                 continue
-            values = torch.zeros(len(options))
-            values[list(run)] = 1.0
+            values = torch.tensor([float(index in run) for index in range(len(options))], device=device)
             gates[slot.name] = Gates(values, run, run)
         return gates
 
     def inherit(self, architecture: Architecture) -> nn.Module:
-        """The found net with copies of this supernet's weights; equals the supernet under the same one-hot gates."""
+        """The found net with copies of this supernet's weights, on the CPU wherever these are.
+
+        It equals the supernet under the same one-hot gates.
+        """
         net = architecture.build()
         state: dict[str, Tensor] = {}
         gated = self.gated()

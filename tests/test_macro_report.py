@@ -57,6 +57,7 @@ def test_whole_report(bench: Any, table: Path, tmp_path: Path) -> None:
     text = bench.report(out, table, resamples=200)
     assert "12 runs, 84 networks" in text
     assert "No run is missing" in text
+    assert "Trained on: cpu." in text
     assert "fairnas against spos: not resolved at this budget; tau" in text
     assert "fairnas against ef: resolved: fairnas ranks better; tau +" in text
     for (name, seed), found in accuracies.items():

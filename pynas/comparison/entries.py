@@ -145,7 +145,7 @@ def _fitting(label: str, strategy: Strategy, plan: Plan, feed: Feed, images: int
     space = plan.space
     found = matched(label, strategy, space, feed, images)
     probe = make_strategy({"name": _registered(strategy), "settings": dataclasses.asdict(found)})
-    problem = dataclasses.replace(plan, strategy=probe).problem()
+    problem = dataclasses.replace(dataclasses.replace(plan, strategy=probe).problem(), train_on="cpu")
     try:
         with torch.random.fork_rng(devices=[]):
             probe.check(problem)
@@ -162,7 +162,7 @@ def _registered(strategy: Strategy) -> str:
 def _config(asked: Mapping[str, Any], name: str, strategy: Strategy, seed: int) -> dict[str, Any]:
     """Settings of an ordinary run."""
     passed = ("space", "data", "device", "latency_ms", "slack", "amp", "kernels", "threads", "limit", "augment")
-    rest = ("on_corrupt", "space_options", "strict_table", "recipe", "retrain", "out")
+    rest = ("train_on", "on_corrupt", "space_options", "strict_table", "recipe", "retrain", "out")
     unasked = ("objectives", "limits", "directions", "evolution", "preset", "epochs", "batch_size", "host", "budget")
     found = settings.resolve(
         {
@@ -186,6 +186,7 @@ def check_same(folder: Path, found: Sequence[Entry]) -> None:
             before = json.loads((folder / FILE).read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{folder / FILE} is broken: {error}. Choose another folder with --out.") from None
+        before = {name: {**settings.LATER, **config} for name, config in before.items()}  # of an older version
         if before == wanted:
             return
         differ = sorted(key for key in {*before, *wanted} if before.get(key) != wanted.get(key))

@@ -15,6 +15,7 @@ from pynas.training.feed import Feed
 from pynas.training.judge import Judging
 from pynas.training.run import RunFolder
 from pynas.training.submodels import Submodels
+from pynas.training.where import available
 
 FILE = "compared.json"  # in the folder of a run: what can only be told while its data are open
 HELD_OUT, TRAINING = "held-out images", "training batches"
@@ -122,6 +123,7 @@ def _tested(plan: Plan, run: RunFolder, found: Run) -> dict[str, float | None]:
         return dict.fromkeys(names)
     net = Supernet(plan.space)
     net.load_state_dict(state["net"])
+    net.to(available(plan.config["train_on"]))
     told: dict[str, float | None] = {}
     for name, calibrate in zip(names, (0, getattr(plan.strategy, "calibrate", 0) or 512), strict=True):
         how = Judging(calibrate=calibrate, amp=plan.config["amp"])

@@ -19,7 +19,9 @@ from pynas.subsets import picks_any
 from pynas.supernet import CostTable
 from pynas.training.feed import Feed
 from pynas.training.loop import Bars, Progress, unseen
+from pynas.training.metrics import Metric
 from pynas.training.run import RunFolder
+from pynas.training.where import TrainOn
 
 S = TypeVar("S", bound="Strategy")
 
@@ -39,6 +41,8 @@ class Problem:
         goals: What to pursue and to limit, where a set of networks is wanted that none dominates; the budget is among
             them then. Without goals the most accurate networks within the budget are wanted.
         evolution: How such a set is looked for; none suits it to the number of evaluations.
+        train_on: Where networks and what is trained beside them live and train; the feed must bring images there. Costs
+            stay on the CPU.
     """
 
     space: SearchSpace
@@ -49,6 +53,7 @@ class Problem:
     amp: Literal["off", "bf16"] = "off"
     goals: tuple[Goal, ...] = ()
     evolution: EvolutionSettings | None = None
+    train_on: TrainOn = "cpu"
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ class Strategy(ABC):
             )
 
     def result(self) -> nn.Module:
-        """The found network as the search trained it, where it does; in eval mode."""
+        """The found network as the search trained it, where it does; in eval mode, on the CPU."""
         raise NotImplementedError(f"{type(self).__name__} trains no network to the end")
 
     @classmethod
@@ -180,8 +185,8 @@ class Strategy(ABC):
         return self.steps(feed, epoch)
 
     @abstractmethod
-    def step(self, feed: Feed, progress: Progress) -> dict[str, float]:
-        """One update. Returns what is worth logging; "loss" always."""
+    def step(self, feed: Feed, progress: Progress) -> Mapping[str, Metric]:
+        """One update. Returns what is worth logging; "loss" always. What is on a GPU may stay there."""
 
     @abstractmethod
     def end_epoch(self, epoch: int) -> dict[str, Any]:
@@ -201,4 +206,5 @@ class Strategy(ABC):
     def state_dict(self) -> dict[str, Any]: ...
 
     @abstractmethod
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to where another search stood, wherever that one was and the state is."""

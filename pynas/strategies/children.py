@@ -131,7 +131,7 @@ def fits(problem: Problem, architecture: Architecture) -> bool:
 
 def log_probabilities(theta: Any) -> Floats:
     """Of a `Theta`, as derivation takes them."""
-    values: Floats = theta.log_probabilities().detach().double().numpy()
+    values: Floats = theta.log_probabilities().detach().double().cpu().numpy()
     return values
 
 
@@ -216,8 +216,8 @@ def supernet_accuracy(
     training, images = net.training, feed.data.arch
     net.eval()
     correct = total = 0
-    with torch.inference_mode(), autocast(amp):
-        for x, y in batches(images, 256, feed.data):
+    with torch.inference_mode(), autocast(amp, net.device):
+        for x, y in batches(images, 256, feed.data, net.device):
             correct += int((net(fast_layout(x), gates).argmax(1) == y).sum())
             total += len(y)
             if limit and total >= limit:

@@ -33,6 +33,7 @@ from pynas.training.feed import Feed
 from pynas.training.loop import Bars, Progress, unseen
 from pynas.training.optim import autocast, fast_layout
 from pynas.training.run import RunFolder
+from pynas.training.where import random_state, set_random_state
 from pynas.updates import UpdateCounts
 
 Loss = Callable[[], Tensor]
@@ -112,14 +113,15 @@ class DARTS(Strategy):
     def prepare(self, problem: Problem) -> None:
         self.suit(problem.space)
         self.problem, self.table = problem, problem.table
-        self.net = fast_layout(Supernet(problem.space))
+        self.net = fast_layout(Supernet(problem.space).to(problem.train_on))
         self.theta = Theta(self.net.choices)
-        torch.nn.init.normal_(self.theta.logits, 0.0, 1e-3)  # alpha
+        torch.nn.init.normal_(self.theta.logits, 0.0, 1e-3)  # alpha; the same on a GPU
+        self.theta.to(problem.train_on)
         self.weights = WeightDescent(self.net, self)
         self.alpha_optimizer = torch.optim.Adam(
             [self.theta.logits], self.alpha_lr, betas=(0.5, 0.999), weight_decay=self.alpha_decay
         )
-        self.choice_of = torch.tensor(self.table.choice_of)
+        self.choice_of = torch.tensor(self.table.choice_of, device=problem.train_on)
         self.counts, self.tally = UpdateCounts(self.net.choices), Tally()
         self.history: list[Tensor] = []
 
@@ -198,12 +200,12 @@ class DARTS(Strategy):
             return self._gates()
 
     def _forward(self, batch: Batch, gates: Mapping[str, Gates]) -> tuple[Tensor, Tensor]:
-        with autocast(self.problem.amp):
+        with autocast(self.problem.amp, self.net.device):
             logits = self.net(batch[0], gates)
             return logits, functional.cross_entropy(logits, batch[1])
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
-        self.history.append(self.theta.logits.detach().clone())
+        self.history.append(self.theta.logits.detach().clone().cpu())
         return {**theta_report(self.theta, self.table), "computed": self.tally.report(), **self.counts.report()}
 
     def theta_history(self) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -224,7 +226,7 @@ class DARTS(Strategy):
             "counts": self.counts.state_dict(),
             "tally": self.tally.state_dict(),
             "history": torch.stack(self.history) if self.history else None,
-            "rng": torch.get_rng_state(),
+            "rng": random_state(self.net.device),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -235,7 +237,7 @@ class DARTS(Strategy):
         self.counts.load_state_dict(state["counts"])
         self.tally.load_state_dict(state["tally"])
         self.history = [] if state["history"] is None else list(state["history"])
-        torch.set_rng_state(state["rng"])
+        set_random_state(state["rng"], self.net.device)
 
 
 def unrolled_gradient(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -16,6 +15,7 @@ from pynas.strategies.shared_weights import Length, SharedWeights, check_descent
 from pynas.supernet import mean_macs
 from pynas.training.feed import Feed
 from pynas.training.loop import Bars, Progress, unseen
+from pynas.training.metrics import Metric, mean_of
 from pynas.training.run import RunFolder
 
 
@@ -96,14 +96,14 @@ class EF(Strategy):
     def gradient_passes(self, feed: Feed, epoch: int) -> int:
         return self.k * self.steps(feed, epoch)
 
-    def step(self, feed: Feed, progress: Progress) -> dict[str, float]:
+    def step(self, feed: Feed, progress: Progress) -> dict[str, Metric]:
         step = self.length.step(feed, progress)
         path = uniform_paths(1, self.options, seed=self.shared.problem.seed, step=step)
         gates = self.shared.gates(path[0])
         batches = self.shared.draw(feed, self.k, self.batches)
         updates = [self.shared.update([(gates, batch)], feed, step) for batch in batches]
         self.counts.add_paths(path, times=self.k)
-        return {name: math.fsum(update[name] for update in updates) / self.k for name in updates[0]}
+        return {name: mean_of([update[name] for update in updates]) for name in updates[0]}
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
         return self.counts.report()

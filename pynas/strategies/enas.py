@@ -28,6 +28,7 @@ from pynas.training.feed import Feed
 from pynas.training.loop import Bars, Progress, unseen
 from pynas.training.optim import autocast, cosine, fast_layout, set_lr
 from pynas.training.run import RunFolder
+from pynas.training.where import random_state, set_random_state
 from pynas.updates import UpdateCounts
 
 TRIES = 50  # draws for each network that is to lie within a budget
@@ -129,8 +130,8 @@ class ENAS(Strategy):
     def prepare(self, problem: Problem) -> None:
         self.suit(problem.space)
         self.problem = problem
-        self.net = fast_layout(Supernet(problem.space))
-        self.controller = Controller(problem.space, self)
+        self.net = fast_layout(Supernet(problem.space).to(problem.train_on))
+        self.controller = Controller(problem.space, self)  # on the CPU in any case: its decisions are the host's
         nesterov = self.weight_momentum > 0
         self.weight_optimizer = torch.optim.SGD(
             self.net.parameters(), self.weight_lr, self.weight_momentum, 0.0, self.weight_decay, nesterov
@@ -161,7 +162,7 @@ class ENAS(Strategy):
             rollout = self.controller.sample()
         x, y = feed.weights()
         self.net.train()
-        with autocast(self.problem.amp):
+        with autocast(self.problem.amp, self.net.device):
             logits = self.net(fast_layout(x), self._gates(rollout))
             loss = functional.cross_entropy(logits, y)
         self.weight_optimizer.zero_grad(set_to_none=True)
@@ -182,7 +183,7 @@ class ENAS(Strategy):
         for _ in range(self.controller_samples):
             rollout = self.controller.sample()
             x, y = feed.arch()
-            with torch.no_grad(), autocast(self.problem.amp):
+            with torch.no_grad(), autocast(self.problem.amp, self.net.device):
                 accuracy = right(self.net(fast_layout(x), self._gates(rollout)), y)
             self.tally.forward_passes += 1
             entropy = float(rollout.entropy.detach())
@@ -257,7 +258,7 @@ class ENAS(Strategy):
             "tally": self.tally.state_dict(),
             "baseline": self.baseline,
             "entropy": (self.entropy, self.decisions),
-            "rng": torch.get_rng_state(),
+            "rng": random_state(self.net.device),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -269,7 +270,7 @@ class ENAS(Strategy):
         self.tally.load_state_dict(state["tally"])
         self.baseline = state["baseline"]
         self.entropy, self.decisions = state["entropy"]
-        torch.set_rng_state(state["rng"])
+        set_random_state(state["rng"], self.net.device)
 
 
 def _mean(values: list[float]) -> float:

@@ -19,6 +19,7 @@ from pynas.strategies.shared_weights import Length, SharedWeights, check_descent
 from pynas.supernet import mean_macs
 from pynas.training.feed import Feed
 from pynas.training.loop import Bars, Progress, unseen
+from pynas.training.metrics import Metric
 from pynas.training.run import RunFolder
 
 MOST_MODELS = 1000  # of a step
@@ -113,7 +114,7 @@ class FairNAS(Strategy):
     def gradient_passes(self, feed: Feed, epoch: int) -> int:
         return self.models * self.steps(feed, epoch)
 
-    def step(self, feed: Feed, progress: Progress) -> dict[str, float]:
+    def step(self, feed: Feed, progress: Progress) -> dict[str, Metric]:
         """Algorithm 1, lines 4 to 14."""
         step = self.length.step(feed, progress)
         paths = fair_round(self.options, self.models, self.shared.problem.seed, step)

@@ -24,6 +24,7 @@ from pynas.training.feed import Feed
 from pynas.training.loop import Bars, Progress, unseen
 from pynas.training.optim import autocast, cosine, fast_layout, set_lr
 from pynas.training.run import RunFolder
+from pynas.training.where import random_state, set_random_state
 from pynas.updates import UpdateCounts
 
 CALIBRATE = 512  # images for the batch norms of a derived network
@@ -118,8 +119,8 @@ class FBNet(Strategy):
     def prepare(self, problem: Problem) -> None:
         self.problem = problem
         self.table = problem.table
-        self.net = fast_layout(Supernet(problem.space))
-        self.theta = Theta(self.net.choices)
+        self.net = fast_layout(Supernet(problem.space).to(problem.train_on))
+        self.theta = Theta(self.net.choices).to(problem.train_on)
         self.sampler = GumbelSampler(self.theta, self.net.slots, self.table.by_choice(), problem.seed)
         self.target = self._objective()
         momentum, decay = self.weight_momentum, self.weight_decay
@@ -172,7 +173,7 @@ class FBNet(Strategy):
         self.net.train()
         with torch.no_grad():
             sample = self._draw(progress.epoch, len(x), straight_through=False)
-        with autocast(self.problem.amp):
+        with autocast(self.problem.amp, self.net.device):
             logits = self.net(fast_layout(x), sample.gates)
             loss = functional.cross_entropy(logits, y)
         self.weight_optimizer.zero_grad(set_to_none=True)
@@ -187,7 +188,7 @@ class FBNet(Strategy):
         self.net.train()
         score = self.sampling == "hard" and self.hard_gradient == "score"
         sample = self._draw(progress.epoch, len(x), straight_through=self.sampling == "hard" and not score)
-        with autocast(self.problem.amp), torch.set_grad_enabled(not score):
+        with autocast(self.problem.amp, self.net.device), torch.set_grad_enabled(not score):
             logits = self.net(fast_layout(x), sample.gates)
             losses = functional.cross_entropy(logits, y, reduction="none")
         cross_entropy = losses.mean()
@@ -254,12 +255,12 @@ class FBNet(Strategy):
 
     def skip_share(self) -> float:
         """Mean probability of the skip over the layers that have one: near 1 is a collapse."""
-        p = self.theta.probabilities().detach()
+        p = self.theta.probabilities().detach().cpu()
         shares = [float(p[row, skip]) for row, skip in enumerate(self._skips) if skip is not None]
         return math.fsum(shares) / len(shares) if shares else 0.0
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
-        self.history.append(self.theta.logits.detach().clone())
+        self.history.append(self.theta.logits.detach().clone().cpu())
         with torch.no_grad():
             expected = float((self.theta.probabilities() * self.sampler.costs).sum()) + self.table.fixed
         entropy = [round(value, 4) for value in self.theta.entropy().tolist()]
@@ -284,7 +285,7 @@ class FBNet(Strategy):
         Accuracy is that of inherited weights after batch-norm recalibration, on the images held out for theta. The
         paper trains several samples from scratch and keeps the best; `pynas.retrain(run, net=...)` trains others too.
         """
-        log_p = self.theta.log_probabilities().detach().double().numpy()
+        log_p = self.theta.log_probabilities().detach().double().cpu().numpy()
         found = sampled(self.problem, log_p, self.samples)
         with bars("judging", len(found)) as bar:
             return ranked(self.problem, found, submodels(self.net, self.problem, feed, CALIBRATE, run), bar)
@@ -300,7 +301,7 @@ class FBNet(Strategy):
             "draws": self.draws,
             "baseline": self.baseline,
             "history": torch.stack(self.history) if self.history else None,
-            "rng": torch.get_rng_state(),
+            "rng": random_state(self.net.device),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -312,7 +313,7 @@ class FBNet(Strategy):
         self.counts.load_state_dict(state["counts"])
         self.draws, self.baseline = state["draws"], state["baseline"]
         self.history = [] if state["history"] is None else list(state["history"])
-        torch.set_rng_state(state["rng"])
+        set_random_state(state["rng"], self.net.device)
 
 
 def _right(logits: Tensor, y: Tensor) -> float:

@@ -3,6 +3,7 @@ Search", ICML 2018)."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pynas.supernet import mean_macs
 from pynas.training.draws import uniform
 from pynas.training.feed import Feed
 from pynas.training.loop import Bars, Progress, unseen
+from pynas.training.metrics import Metric
 from pynas.training.run import RunFolder
 
 STREAM = 2  # of the random numbers; 0 and 1 are those of the images
@@ -100,25 +102,32 @@ class OneShot(Strategy):
     def prepare(self, problem: Problem) -> None:
         self.suit(problem.space)
         self.shared = SharedWeights(problem, self)
+        self._means: dict[tuple[int, ...], tuple[Gates, Gates]] = {}
         self.counts = self.shared.counts
 
     def steps(self, feed: Feed, epoch: int) -> int:
         return self.length.of(feed, epoch)
 
-    def step(self, feed: Feed, progress: Progress) -> dict[str, float]:
+    def step(self, feed: Feed, progress: Progress) -> dict[str, Metric]:
         step = self.length.step(feed, progress)
         choices = self.shared.net.choices
         kept = kept_options(self.options, self.drop, step / self.length.total(feed), self.shared.problem.seed, step)
-        gates = {
-            choice.name: _mean_of(options, row)
-            for choice, options, row in zip(choices, self.options, kept, strict=True)
-        }
+        rows = {choice.name: (k, *row) for choice, k, row in zip(choices, self.options, kept, strict=True)}
+        gates = {name: self._gates_of(*row) for name, row in rows.items()}
         (batch,) = self.shared.draw(feed, 1, "each")
-        metrics = self.shared.update(
-            [({s.name: gates[s.choice.name] for s in self.shared.net.slots}, batch)], feed, step
-        )
-        self.counts.add_gates(gates)
+        running = {slot.name: gates[slot.choice.name][1] for slot in self.shared.net.slots}
+        metrics = self.shared.update([(running, batch)], feed, step)
+        self.counts.add_gates({name: counted for name, (counted, _) in gates.items()})
         return metrics
+
+    def _gates_of(self, options: int, *kept: int) -> tuple[Gates, Gates]:
+        """The mean of some options, on the CPU and where the supernet is; made once, as a GPU is waited for."""
+        key = (options, *kept)
+        if key not in self._means:
+            counted = _mean_of(options, list(kept))
+            moved = dataclasses.replace(counted, values=counted.values.to(self.shared.device))
+            self._means[key] = (counted, moved)
+        return self._means[key]
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
         return self.counts.report()

@@ -20,6 +20,7 @@ from pynas.supernet import CostTable, mean_macs
 from pynas.training.evaluate import accuracy
 from pynas.training.feed import Feed
 from pynas.training.loop import Bars, Progress, unseen
+from pynas.training.metrics import Metric
 from pynas.training.run import RunFolder
 from pynas.training.train import Recipe, Training
 from pynas.updates import UpdateCounts
@@ -103,7 +104,8 @@ class RandomSearch(Strategy):
     def _begin(self, candidate: int) -> None:
         self.current = candidate
         torch.manual_seed(self.problem.seed + 1000 * (candidate + 1))
-        self.training = Training(self.architectures[candidate].build(), self.recipe(), self.problem.amp)
+        net = self.architectures[candidate].build().to(self.problem.train_on)
+        self.training = Training(net, self.recipe(), self.problem.amp)
 
     def _place(self, epoch: int) -> tuple[int, int]:
         return divmod(epoch, self.recipe().epochs)
@@ -111,7 +113,7 @@ class RandomSearch(Strategy):
     def steps(self, feed: Feed, epoch: int) -> int:
         return feed.steps_weights if self._place(epoch)[0] < self.tried else 0
 
-    def step(self, feed: Feed, progress: Progress) -> dict[str, float]:
+    def step(self, feed: Feed, progress: Progress) -> dict[str, Metric]:
         candidate, epoch = self._place(progress.epoch)
         if epoch == 0 and progress.step == 0 and candidate > 0:
             self._begin(candidate)

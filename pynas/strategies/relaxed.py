@@ -115,7 +115,7 @@ def by_choice(net: Supernet, gates: Mapping[str, Gates]) -> dict[str, Gates]:
 def theta_report(theta: Theta, table: CostTable) -> dict[str, Any]:
     """For logs: expected cost, share of skips, entropy in nats of every choice and their mean."""
     with torch.no_grad():
-        p = theta.probabilities()
+        p = theta.probabilities().cpu()
         entropy = [round(value, 6) for value in theta.entropy().tolist()]
         cost = float((p.double() * table.by_choice()).sum()) + table.fixed
     places = [

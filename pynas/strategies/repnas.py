@@ -25,6 +25,7 @@ from pynas.training.loop import Bars, Progress, unseen
 from pynas.training.optim import autocast, cosine, fast_layout, set_lr
 from pynas.training.run import RunFolder
 from pynas.training.train import Recipe
+from pynas.training.where import random_state, set_random_state
 from pynas.updates import UpdateCounts
 
 
@@ -134,10 +135,10 @@ class RepNAS(Strategy):
         self.check_space(problem.space)
         self.check(problem)
         self.problem = problem
-        self.net = fast_layout(Supernet(problem.space))
+        self.net = fast_layout(Supernet(problem.space).to(problem.train_on))
         self.sampler = BranchSampler(
             self.net.choices, self.net.slots, problem.table, self._budget(problem), problem.seed
-        )
+        ).to(problem.train_on)
         self.counts = UpdateCounts(self.net.choices)
         self.logit_optimizer = torch.optim.Adam(
             [self.sampler.logits], self.logit_lr, (self.logit_beta, 0.999), weight_decay=self.logit_decay
@@ -172,7 +173,7 @@ class RepNAS(Strategy):
         draw = self._draw()
         x, y = feed.weights()
         self.net.train()
-        with autocast(self.problem.amp):
+        with autocast(self.problem.amp, self.net.device):
             logits = self.net(fast_layout(x), draw.gates)
             loss = functional.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
         self.weight_optimizer.zero_grad(set_to_none=True)
@@ -214,8 +215,8 @@ class RepNAS(Strategy):
             self.weight_optimizer = self._descent()
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
-        logits = self.sampler.logits.detach()
-        self.history.append(logits.clone())
+        logits = self.sampler.logits.detach().clone().cpu()
+        self.history.append(logits)
         inside = logits[self.sampler.costs.mask]
         return {
             "phase": self.phase(epoch),
@@ -242,7 +243,7 @@ class RepNAS(Strategy):
         """
         assert self.kept is not None
         architecture = subset_architecture(self.problem.space, self.kept)
-        right = accuracy(self.result(), feed.data.arch, feed.data, amp=self.problem.amp)
+        right = accuracy(self.result().to(self.net.device), feed.data.arch, feed.data, amp=self.problem.amp)
         return [Candidate(architecture, right, self.problem.table.cost(architecture), "kept branches")]
 
     def state_dict(self) -> dict[str, Any]:
@@ -255,7 +256,7 @@ class RepNAS(Strategy):
             "kept": self.kept,
             "draws": self.draws,
             "history": torch.stack(self.history) if self.history else None,
-            "rng": torch.get_rng_state(),
+            "rng": random_state(self.net.device),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -268,4 +269,4 @@ class RepNAS(Strategy):
         self.counts.load_state_dict(state["counts"])
         self.draws = state["draws"]
         self.history = [] if state["history"] is None else list(state["history"])
-        torch.set_rng_state(state["rng"])
+        set_random_state(state["rng"], self.net.device)

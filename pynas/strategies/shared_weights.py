@@ -5,7 +5,6 @@ Not a strategy, and nothing to derive from: a strategy makes a `SharedWeights` a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -20,7 +19,9 @@ from pynas.strategies.base import Problem
 from pynas.supernet import Supernet
 from pynas.training.feed import Feed
 from pynas.training.loop import Progress
+from pynas.training.metrics import Metric, mean_of, range_of, told
 from pynas.training.optim import autocast, cosine, fast_layout, set_lr
+from pynas.training.where import random_state, set_random_state
 from pynas.updates import UpdateCounts
 
 LEAST_EVALUATIONS = 8  # of an evolution
@@ -82,7 +83,8 @@ class Descending(Protocol):
 class SharedWeights:
     """A supernet whose weights descend the gradients of some forward passes at a time, and the counts of these.
 
-    SGD with a cosine from `lr` to zero. Weights without a gradient in a step stay as they are: no decay, no momentum.
+    The supernet is where the problem trains. SGD with a cosine from `lr` to zero. Weights without a gradient in a step
+    stay as they are: no decay, no momentum.
 
     Args:
         problem: Its space makes the supernet.
@@ -91,12 +93,13 @@ class SharedWeights:
 
     def __init__(self, problem: Problem, strategy: Descending) -> None:
         self.problem, self.lr, self.length = problem, strategy.lr, strategy.length
-        self.net = fast_layout(Supernet(problem.space))
+        self.net = fast_layout(Supernet(problem.space).to(problem.train_on))
+        self.device = self.net.device
         self.counts = UpdateCounts(self.net.choices)
         momentum, decay = strategy.momentum, strategy.weight_decay
         self.optimizer = torch.optim.SGD(self.net.parameters(), self.lr, momentum, weight_decay=decay)
         self._rows = {choice.name: row for row, choice in enumerate(self.net.choices)}
-        self._one_hot = {slot.name: _one_hot_gates(len(slot.choice.options)) for slot in self.net.slots}
+        self._one_hot = {slot.name: _one_hot_gates(len(slot.choice.options), self.device) for slot in self.net.slots}
 
     def gates(self, path: Sequence[int] | Tensor) -> dict[str, Gates]:
         """Gates of the single path that takes option `path[l]` at choice l."""
@@ -108,7 +111,7 @@ class SharedWeights:
         drawn = [_ready(feed.weights()) for _ in range(passes if batches == "each" else 1)]
         return drawn * (passes // len(drawn))
 
-    def update(self, passes: Sequence[tuple[Mapping[str, Gates], Batch]], feed: Feed, step: int) -> dict[str, float]:
+    def update(self, passes: Sequence[tuple[Mapping[str, Gates], Batch]], feed: Feed, step: int) -> dict[str, Metric]:
         """One update by the sum of the gradients of all passes, which are taken at the same weights.
 
         Every pass finds torch's generator as the first did, so that dropout is the same in all and nothing but rounding
@@ -123,22 +126,22 @@ class SharedWeights:
         set_lr(self.optimizer, lr)
         self.net.train()
         self.optimizer.zero_grad(set_to_none=True)
-        random = torch.get_rng_state()
+        random = random_state(self.device)
         losses, accuracies = [], []
         for gates, (x, y) in passes:
-            torch.set_rng_state(random)
-            with autocast(self.problem.amp):
+            set_random_state(random, self.device)
+            with autocast(self.problem.amp, self.device):
                 logits = self.net(x, gates)
                 loss = functional.cross_entropy(logits, y)
             loss.backward()
-            losses.append(float(loss.detach()))
-            accuracies.append(float((logits.detach().argmax(1) == y).float().mean()))
+            losses.append(told(loss))
+            accuracies.append(told((logits.detach().argmax(1) == y).float().mean()))
         self.optimizer.step()
         return {
-            "loss": math.fsum(losses) / len(losses),
+            "loss": mean_of(losses),
             "lr": lr,
-            "train_accuracy": math.fsum(accuracies) / len(accuracies),
-            "train_accuracy_range": max(accuracies) - min(accuracies),
+            "train_accuracy": mean_of(accuracies),
+            "train_accuracy_range": range_of(accuracies),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -146,22 +149,22 @@ class SharedWeights:
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "counts": self.counts.state_dict(),
-            "rng": torch.get_rng_state(),
+            "rng": random_state(self.device),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.counts.load_state_dict(state["counts"])
-        torch.set_rng_state(state["rng"])
+        set_random_state(state["rng"], self.device)
 
 
 def _ready(batch: Batch) -> Batch:
     return fast_layout(batch[0]), batch[1]
 
 
-def _one_hot_gates(options: int) -> list[Gates]:
-    return [Gates.one_hot(options, index) for index in range(options)]
+def _one_hot_gates(options: int, device: torch.device) -> list[Gates]:
+    return [Gates.one_hot(options, index, device) for index in range(options)]
 
 
 def check_descent(name: str, strategy: Descending) -> None:

@@ -50,6 +50,7 @@ from pynas.training.feed import Feed
 from pynas.training.loop import Bars, Progress, unseen
 from pynas.training.optim import autocast, fast_layout
 from pynas.training.run import RunFolder
+from pynas.training.where import random_state, set_random_state
 from pynas.updates import UpdateCounts
 
 Measure = Literal["paper", "size", "flops", "access", "latency", "measured"]
@@ -169,9 +170,10 @@ class SNAS(Strategy):
         self.check(problem)
         self.suit(problem.space)
         self.problem, self.table = problem, problem.table
-        self.net = fast_layout(Supernet(problem.space))
+        self.net = fast_layout(Supernet(problem.space).to(problem.train_on))
         self.theta = Theta(self.net.choices)
-        torch.nn.init.normal_(self.theta.logits, 1.0, 0.01)  # log alpha
+        torch.nn.init.normal_(self.theta.logits, 1.0, 0.01)  # log alpha; the same on a GPU
+        self.theta.to(problem.train_on)
         self.weights = WeightDescent(self.net, self)
         self.alpha_optimizer = torch.optim.Adam(
             [self.theta.logits], self.alpha_lr, betas=(0.5, 0.999), weight_decay=self.alpha_decay
@@ -179,10 +181,11 @@ class SNAS(Strategy):
         self.target = self._objective()
         self.costs = self._slot_costs()
         self.whole_nets = WholeNets(LATENCIES.get(self.measured_by))
-        self.choice_of = torch.tensor(self.table.choice_of)
+        self.choice_of = torch.tensor(self.table.choice_of, device=problem.train_on)
         # Which slot of its choice each slot is, so that with resample="cell" every one has a draw of its own.
         before = [self.table.choice_of[:slot].count(choice) for slot, choice in enumerate(self.table.choice_of)]
-        self.turn = torch.tensor(before if self.resample == "cell" else [0] * len(before))
+        turn = before if self.resample == "cell" else [0] * len(before)
+        self.turn, self.turns = torch.tensor(turn, device=problem.train_on), max(turn) + 1
         self.counts, self.tally = UpdateCounts(self.net.choices), Tally()
         self.draws = 0
         self.history: list[Tensor] = []
@@ -199,14 +202,15 @@ class SNAS(Strategy):
 
     def _slot_costs(self) -> SlotCosts:
         if self.steered:
-            return SlotCosts([self.table], [1.0], "linear", averaged=False)
+            return SlotCosts([self.table], [1.0], "linear", averaged=False, device=self.net.device)
         if self.measure in ("latency", "measured"):
             log = self.combination == "log"
-            return SlotCosts([self.table], [1000.0 if log else 1.0], self.combination, averaged=log)
+            scale = 1000.0 if log else 1.0
+            return SlotCosts([self.table], [scale], self.combination, averaged=log, device=self.net.device)
         names = tuple(MEASURES) if self.measure == "paper" else (self.measure,)
         tables = [cost_table(self.problem.space, MEASURES[name]()) for name in names]
         weights = [PAPER_WEIGHTS[name] if self.combination == "linear" else 1.0 for name in names]
-        return SlotCosts(tables, weights, self.combination, averaged=True)
+        return SlotCosts(tables, weights, self.combination, averaged=True, device=self.net.device)
 
     def temperature(self, epoch: int) -> float:
         """lambda of an epoch."""
@@ -226,7 +230,7 @@ class SNAS(Strategy):
         self.draws += 1
         drawn = self._draw(progress.epoch, self.draws)
         watch = Credit(self.net) if self.credit and progress.step == 0 else None
-        with watch or contextlib.nullcontext(), autocast(self.problem.amp):
+        with watch or contextlib.nullcontext(), autocast(self.problem.amp, self.net.device):
             logits = self.net(fast_layout(x), self._gates(drawn))
             cross_entropy = functional.cross_entropy(logits, y)
         cost = self._cost(drawn, progress.epoch)
@@ -247,8 +251,8 @@ class SNAS(Strategy):
         return metrics
 
     def _draw(self, epoch: int, number: int) -> concrete.Concrete:
-        theta, draws = self.theta, int(self.turn.max()) + 1
-        return concrete.draw(theta.logits, theta.mask, self.temperature(epoch), self.problem.seed, number, draws)
+        theta, temperature = self.theta, self.temperature(epoch)
+        return concrete.draw(theta.logits, theta.mask, temperature, self.problem.seed, number, self.turns)
 
     def _gates(self, drawn: concrete.Concrete) -> dict[str, Gates]:
         return gates_of(self.net.slots, drawn.z[self.turn, self.choice_of])
@@ -279,7 +283,7 @@ class SNAS(Strategy):
         return watched(self.net, self._looking(epoch), child, feed, self.watch_images, self.problem)
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
-        self.history.append(self.theta.logits.detach().clone())
+        self.history.append(self.theta.logits.detach().clone().cpu())
         return {
             "temperature": self.temperature(epoch),
             **theta_report(self.theta, self.table),
@@ -312,7 +316,7 @@ class SNAS(Strategy):
             "draws": self.draws,
             "credits": dict(self.credits),
             "history": torch.stack(self.history) if self.history else None,
-            "rng": torch.get_rng_state(),
+            "rng": random_state(self.net.device),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -326,4 +330,4 @@ class SNAS(Strategy):
         self.tally.load_state_dict(state["tally"])
         self.draws, self.credits = state["draws"], dict(state["credits"])
         self.history = [] if state["history"] is None else list(state["history"])
-        torch.set_rng_state(state["rng"])
+        set_random_state(state["rng"], self.net.device)

@@ -16,6 +16,7 @@ from pynas.strategies.shared_weights import Length, SharedWeights, check_descent
 from pynas.supernet import mean_macs
 from pynas.training.feed import Feed
 from pynas.training.loop import Bars, Progress, unseen
+from pynas.training.metrics import Metric
 from pynas.training.run import RunFolder
 
 
@@ -82,7 +83,7 @@ class SPOS(Strategy):
     def steps(self, feed: Feed, epoch: int) -> int:
         return self.length.of(feed, epoch)
 
-    def step(self, feed: Feed, progress: Progress) -> dict[str, float]:
+    def step(self, feed: Feed, progress: Progress) -> dict[str, Metric]:
         step = self.length.step(feed, progress)
         path = uniform_paths(1, self.options, seed=self.shared.problem.seed, step=step)
         (batch,) = self.shared.draw(feed, 1, "each")

@@ -36,6 +36,7 @@ from pynas.training.feed import Feed
 from pynas.training.loop import Bars, Progress, unseen
 from pynas.training.optim import autocast, fast_layout
 from pynas.training.run import RunFolder
+from pynas.training.where import random_state, set_random_state
 from pynas.updates import UpdateCounts
 
 
@@ -101,10 +102,10 @@ class Uniform(Strategy):
     def prepare(self, problem: Problem) -> None:
         self.suit(problem.space)
         self.problem, self.table = problem, problem.table
-        self.net = fast_layout(Supernet(problem.space))
-        self.theta = Theta(self.net.choices).requires_grad_(False)  # stays at zero
+        self.net = fast_layout(Supernet(problem.space).to(problem.train_on))
+        self.theta = Theta(self.net.choices).requires_grad_(False).to(problem.train_on)  # stays at zero
         self.weights = WeightDescent(self.net, self)
-        self.choice_of = torch.tensor(self.table.choice_of)
+        self.choice_of = torch.tensor(self.table.choice_of, device=problem.train_on)
         self.counts, self.tally = UpdateCounts(self.net.choices), Tally()
         self.draws = 0
 
@@ -117,7 +118,7 @@ class Uniform(Strategy):
         self.net.train()
         self.draws += 1
         gates = self._gates(progress.epoch, self.draws)
-        with autocast(self.problem.amp):
+        with autocast(self.problem.amp, self.net.device):
             logits = self.net(fast_layout(x), gates)
             loss = functional.cross_entropy(logits, y)
         loss.backward()
@@ -152,7 +153,7 @@ class Uniform(Strategy):
             "counts": self.counts.state_dict(),
             "tally": self.tally.state_dict(),
             "draws": self.draws,
-            "rng": torch.get_rng_state(),
+            "rng": random_state(self.net.device),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -161,4 +162,4 @@ class Uniform(Strategy):
         self.counts.load_state_dict(state["counts"])
         self.tally.load_state_dict(state["tally"])
         self.draws = state["draws"]
-        torch.set_rng_state(state["rng"])
+        set_random_state(state["rng"], self.net.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -73,8 +74,15 @@ class Data:
 
 def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 images (B, 3, S, S) as float32, less the mean and over the deviation of each channel (of 0 to 1)."""
-    centre, scale = (torch.tensor(x, device=pixels.device).view(3, 1, 1) * 255 for x in (mean, std))
+    centre, scale = (_of_channels(tuple(x), pixels.device) for x in (mean, std))
     return pixels.to(torch.float32).sub_(centre).div_(scale)
+
+
+@cache
+def _of_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Three numbers of 0 to 1 on the scale of pixels, (3, 1, 1); made once, as the way to a GPU waits for it."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(3, 1, 1) * 255
 
 
 def open_data(

@@ -13,17 +13,21 @@ from pynas.training.data import Data
 from pynas.training.feed import batches
 from pynas.training.images import Images
 from pynas.training.optim import Amp, autocast, fast_layout
+from pynas.training.where import device_of
 
 Norm = nn.modules.batchnorm._BatchNorm
 
 
 def accuracy(net: nn.Module, images: Images, data: Data, batch_size: int = 256, amp: Amp = "off") -> float:
-    """Top-1 accuracy between 0 and 1, in eval mode, every image once. Leaves the training flag as it was."""
-    training = net.training
+    """Top-1 accuracy between 0 and 1, in eval mode, every image once, where the network is.
+
+    Leaves the training flag as it was.
+    """
+    training, on = net.training, device_of(net)
     net.eval()
     right = total = 0
-    with torch.inference_mode(), autocast(amp):
-        for x, y in batches(images, batch_size, data):
+    with torch.inference_mode(), autocast(amp, on):
+        for x, y in batches(images, batch_size, data, on):
             right += int((net(fast_layout(x)).argmax(1) == y).sum())
             total += len(y)
     net.train(training)
@@ -44,7 +48,7 @@ def recalibrate(net: nn.Module, images: Images, data: Data, limit: int = 512, ba
         batch_size: Larger batches give statistics nearer to those of training.
     """
     norms = [module for module in net.modules() if isinstance(module, Norm)]
-    some = itertools.islice(batches(images, batch_size, data), -(-limit // batch_size))
+    some = itertools.islice(batches(images, batch_size, data, device_of(net)), -(-limit // batch_size))
     parts = (fast_layout(x[: limit - number * batch_size]) for number, (x, _) in enumerate(some))
     net.train()
     with torch.no_grad():

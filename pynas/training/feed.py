@@ -34,7 +34,7 @@ class Feed:
         seed: 0 or more.
         pool: "split": the weights stream has the weights' images; "train": it has the architecture's as well, for
             training a found network. The architecture stream is the same either way.
-        device: Where batches are put.
+        device: Where batches are put. Images are drawn and augmented on the CPU, so that they are the same anywhere.
 
     Raises:
         ValueError: If batch_size < 1, seed < 0, or for an unknown pool.
@@ -111,7 +111,7 @@ class Feed:
             stream.epoch, stream.step = state[f"{name}_epoch"], state[f"{name}_step"]
 
     def _ready(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return self.data.normalise(pixels.to(self.device)), labels.to(self.device)
+        return self.data.normalise(moved(pixels, self.device)), moved(labels, self.device)
 
 
 class _Stream:
@@ -153,6 +153,11 @@ class _Stream:
         }
 
 
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device. A GPU takes it when it is ready for it, and nobody waits for that."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 def batches(
     images: Images, batch_size: int, data: Data, device: str | torch.device = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -171,7 +176,8 @@ def batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} is too small. Give 1 or more, for instance batch_size=256.")
+    where = torch.device(device)
     for start in range(0, len(images), batch_size):
         indices = range(start, min(start + batch_size, len(images)))
-        pixels = images.pixels(indices).to(device)
-        yield data.normalise(pixels), images.labels[start : start + batch_size].to(device)
+        labels = images.labels[start : start + batch_size]
+        yield data.normalise(moved(images.pixels(indices), where)), moved(labels, where)

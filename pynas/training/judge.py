@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,9 @@ from cost_models.torch_threads import torch_threads
 from pynas.architecture import Architecture
 from pynas.supernet import Supernet
 from pynas.training.evaluate import Norm, averaged_statistics
+from pynas.training.feed import moved
 from pynas.training.optim import Amp, autocast, fast_layout
+from pynas.training.where import device_of
 
 KEPT_BYTES = 512 * 1024**2  # of normalised images
 
@@ -72,6 +75,7 @@ class Pixels:
         normalise: Turns pixels into what networks are trained on.
         batch_size: Images per batch.
         size: Height and width of an image, in pixels.
+        device: Where batches are put.
     """
 
     def __init__(
@@ -81,7 +85,9 @@ class Pixels:
         normalise: Callable[[Tensor], Tensor],
         batch_size: int,
         size: int,
+        device: str | torch.device = "cpu",
     ) -> None:
+        self._device = torch.device(device)
         self._read, self.labels, self._normalise, self.batch_size = read, labels, normalise, batch_size
         fits = 12 * size**2 * len(labels) <= KEPT_BYTES
         self._kept = list(self._batches()) if fits else None
@@ -89,19 +95,20 @@ class Pixels:
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(self.labels), self.batch_size):
             some = range(start, min(start + self.batch_size, len(self.labels)))
-            yield fast_layout(self._normalise(self._read(some))), self.labels[some.start : some.stop]
+            pixels, labels = moved(self._read(some), self._device), self.labels[some.start : some.stop]
+            yield fast_layout(self._normalise(pixels)), moved(labels, self._device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return iter(self._kept) if self._kept is not None else self._batches()
 
 
 class Judge:
-    """Judges one network after the other, on the thread that calls it.
+    """Judges one network after the other, on the thread that calls it; on a GPU where the supernet is there.
 
     Args:
         net: The supernet; changed in place.
-        calibration: Images for the statistics; not read where `how.calibrate` is 0.
-        images: Images to judge on.
+        calibration: Images for the statistics, where the supernet is; not read where `how.calibrate` is 0.
+        images: Images to judge on, likewise.
         how: How.
     """
 
@@ -112,8 +119,9 @@ class Judge:
         self._fixed = [part for part in net.modules() if isinstance(part, Norm) and id(part) not in inside]
 
     def __call__(self, architecture: Architecture) -> Score:
-        gates = self.net.one_hot(architecture)
-        with torch_threads(1), torch.inference_mode(), autocast(self.how.amp):
+        gates, on = self.net.one_hot(architecture), device_of(self.net)
+        threads = torch_threads(1) if on.type == "cpu" else contextlib.nullcontext()
+        with threads, torch.inference_mode(), autocast(self.how.amp, on):
             if self.how.calibrate:
                 self.net.train()
                 for dropout in self._dropouts:  # is behind all batch norms, and would move torch's generator
@@ -121,13 +129,13 @@ class Judge:
                 batches = (x for x, _ in self.calibration)
                 averaged_statistics(self._norms(architecture), lambda x: self.net(x, gates), batches)
             self.net.eval()
-            right, loss, total = 0, 0.0, 0
+            right, losses, total = [], [], 0
             for x, y in self.images:
                 logits = self.net(x, gates).float()
-                right += int((logits.argmax(1) == y).sum())
-                loss += float(functional.cross_entropy(logits, y, reduction="sum"))
+                right.append((logits.argmax(1) == y).sum())
+                losses.append(functional.cross_entropy(logits, y, reduction="sum"))
                 total += len(y)
-        return Score(right / total, loss / total)
+            return Score(sum(torch.stack(right).tolist()) / total, sum(torch.stack(losses).tolist()) / total)
 
     def _norms(self, architecture: Architecture) -> list[nn.Module]:
         """Batch norms on the path of a network."""

@@ -7,13 +7,18 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from pynas.training.feed import Feed
+from pynas.training.metrics import Metric, as_floats
 from pynas.training.run import RunFolder
+
+READ_EVERY = 25  # steps on a GPU
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Task(Protocol):
     def steps(self, feed: Feed, epoch: int) -> int:
         """Number of steps of an epoch."""
 
-    def step(self, feed: Feed, progress: Progress) -> dict[str, float]:
+    def step(self, feed: Feed, progress: Progress) -> Mapping[str, Metric]:
         """One update; "loss" must be among what it returns, and "lr" if there is one."""
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
@@ -82,7 +87,9 @@ def train(task: Task, feed: Feed, run: RunFolder, stage: str, bar: Bar, go_on: s
     """Runs a task to its end, from wherever the run folder's checkpoint of this stage left it.
 
     A checkpoint is written after every epoch and on Ctrl-C. All randomness is a function of the seed and the position,
-    or part of the checkpoint, so that a broken and resumed run ends as an unbroken one, bit for bit on one thread.
+    or part of the checkpoint, so that a broken and resumed run ends as an unbroken one, bit for bit on one thread of
+    the CPU. On a GPU, whose sums have no fixed order, it sees the same images in the same order, and no more is
+    promised. What is logged of steps is read from there `READ_EVERY` steps at a time.
 
     Args:
         task: What to train.
@@ -93,7 +100,8 @@ def train(task: Task, feed: Feed, run: RunFolder, stage: str, bar: Bar, go_on: s
         go_on: What to type after Ctrl-C.
 
     Raises:
-        Diverged: If the loss is not finite; the message names step and learning rate, the last checkpoint stays.
+        Diverged: If the loss is not finite; the message names step and learning rate, the last checkpoint stays. On a
+            GPU that may show some steps later.
         Interrupted: After Ctrl-C, when the state is saved.
     """
     start = run.load_checkpoint(stage)
@@ -106,6 +114,19 @@ def train(task: Task, feed: Feed, run: RunFolder, stage: str, bar: Bar, go_on: s
         for _ in range(sum(task.steps(feed, epoch) for epoch in range(first_epoch)) + first_step):
             bar.advance("resumed")
 
+    pending: list[Mapping[str, Metric]] = []  # what the last steps told, of which some is still on a GPU
+    shown = math.nan
+
+    def read(epoch: int, steps: int) -> None:
+        """Takes in what is pending, the last of it from the step before `steps`."""
+        nonlocal shown
+        for place, metrics in enumerate(as_floats(pending), steps - len(pending)):
+            _check_finite(metrics, stage, epoch, place, run)
+            for name, value in metrics.items():
+                totals.setdefault(name, []).append(value)
+            shown = metrics["loss"]
+        pending.clear()
+
     def save(epoch: int, step: int) -> None:
         state = {"task": task.state_dict(), "feed": feed.state_dict(), "epoch": epoch, "step": step, "totals": totals}
         run.save_checkpoint(stage, state)
@@ -115,14 +136,15 @@ def train(task: Task, feed: Feed, run: RunFolder, stage: str, bar: Bar, go_on: s
             began = time.monotonic()
             steps = task.steps(feed, epoch)
             for step in range(first_step, steps):
-                metrics = task.step(feed, Progress(epoch, step))
-                _check_finite(metrics, stage, epoch, step, run)
-                for name, value in metrics.items():
-                    totals.setdefault(name, []).append(value)
-                bar.advance(f"epoch {epoch + 1}/{task.epochs}  loss {metrics['loss']:.3f}")
+                pending.append(task.step(feed, Progress(epoch, step)))
+                if len(pending) >= READ_EVERY or not any(isinstance(x, Tensor) for x in pending[-1].values()):
+                    read(epoch, step + 1)
+                bar.advance(f"epoch {epoch + 1}/{task.epochs}  loss {shown:.3f}")
                 if interrupted.is_set() and step < steps - 1:
+                    read(epoch, step + 1)
                     save(epoch, step + 1)
                     raise Interrupted(f"Stopped. Go on with: {go_on}")
+            read(epoch, steps)
             means = {name: math.fsum(values) / len(values) for name, values in totals.items()}
             record = means | task.end_epoch(epoch) | {"seconds": round(time.monotonic() - began, 2)}
             totals, first_step = {}, 0

@@ -137,12 +137,16 @@ class RunFolder:
         write_atomic(self.checkpoint_path(stage), buffer.getvalue())
 
     def load_checkpoint(self, stage: str) -> dict[str, Any] | None:
-        """The state of a stage, or None before its first checkpoint. Raises ValueError when the file is broken."""
+        """The state of a stage, its tensors on the CPU wherever they were, or None before its first checkpoint.
+
+        Raises:
+            ValueError: The file is broken.
+        """
         path = self.checkpoint_path(stage)
         if not path.exists():
             return None
         try:
-            state: dict[str, Any] = torch.load(path, weights_only=True)
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises a dozen kinds for a broken file
             raise ValueError(
                 f"The checkpoint {path} is broken ({type(error).__name__}). Remove it to begin this stage anew."

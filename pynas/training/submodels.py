@@ -1,6 +1,7 @@
 """Accuracy of many networks with the weights of one supernet: each judged once, in several processes, and kept.
 
-A network is always judged on one thread, so that the number of processes changes nothing.
+A network is always judged on one thread, so that the number of processes changes nothing. Where the supernet is on a
+GPU, networks are judged there, in this process alone.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pynas.training.images import Images
 from pynas.training.judge import Judge, Judging, Pixels, Score
 from pynas.training.optim import fast_layout
 from pynas.training.side_by_side import SideBySide
+from pynas.training.where import device_of
 
 WORTH_A_PROCESS = 8  # networks for each process, below which starting it takes longer than it saves
 
@@ -40,7 +42,7 @@ class Submodels:
         images: To judge on; those held out for the architecture by default.
         how: How.
         processes: How many judge side by side; 0 takes one for each thread of torch, where there is enough to do. A
-            space that is defined in the running script is judged in this process alone.
+            space that is defined in the running script is judged in this process alone, and so is a supernet on a GPU.
         path: A file of JSON lines that every score is added to. What it holds of the same weights, images and settings
             is not judged again, so that an interrupted evaluation goes on.
         expected: Networks that will be judged in all, where several calls bring them; whether processes are worth it
@@ -97,7 +99,7 @@ class Submodels:
         told = hashlib.sha256()
         for name, tensor in sorted(self._net.state_dict().items()):
             told.update(name.encode())
-            told.update(tensor.detach().contiguous().numpy().tobytes())
+            told.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         for images in (self._images, self._data.weights):
             told.update("\n".join(images.names).encode("utf-8", "surrogateescape"))
         about = (asdict(self.how), self.space.name, dict(self.space.options()), setting.current(), self._data.mean)
@@ -155,7 +157,7 @@ class Submodels:
 
     def _many(self, networks: int) -> int:
         """How many processes judge so many networks."""
-        if type(self.space).__module__ == "__main__":
+        if type(self.space).__module__ == "__main__" or device_of(self._net).type != "cpu":
             return 1
         if self._processes:
             return min(self._processes, max(networks, self._expected))
@@ -171,8 +173,9 @@ class Submodels:
         )
 
     def _pixels(self) -> tuple[Pixels, Pixels]:
+        on = device_of(self._net)
         first, second = (
-            Pixels(images.pixels, images.labels[:count], self._data.normalise, batch_size, images.size)
+            Pixels(images.pixels, images.labels[:count], self._data.normalise, batch_size, images.size, on)
             for images, count, batch_size in self._parts()
         )
         return first, second

@@ -14,9 +14,11 @@ from torch.optim.swa_utils import AveragedModel
 from cost_models.names import unknown
 from pynas.fields import check_fields
 from pynas.ops.cell import set_drop_path
-from pynas.training.feed import Feed
+from pynas.training.feed import Feed, moved
 from pynas.training.loop import Progress
+from pynas.training.metrics import Metric, told
 from pynas.training.optim import Amp, autocast, cosine, fast_layout, set_lr
+from pynas.training.where import device_of, random_state, set_random_state
 
 # Plain SGD with momentum and a cosine: what is not in a paper's recipe.
 _PLAIN: dict[str, Any] = {
@@ -120,11 +122,10 @@ def moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
     def update(average: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
         count = int(updates)
         weight = 1 - min(decay, (1 + count) / (10 + count))
-        for kept, new in zip(average, current, strict=True):
-            if kept.is_floating_point():
-                kept.lerp_(new, weight)
-            else:
-                kept.copy_(new)
+        if average[0].is_floating_point():  # all have one type
+            torch._foreach_lerp_(average, current, weight)
+        else:
+            torch._foreach_copy_(average, current)
 
     return update
 
@@ -134,23 +135,25 @@ def cut_out(images: Tensor, side: int) -> Tensor:
     if not side:
         return images
     size = images.shape[-1]
-    first = torch.randint(size, (len(images), 2)) - side // 2
+    first = torch.randint(size, (len(images), 2)) - side // 2  # on the CPU, so that they are the same on a GPU
     places = torch.arange(size)
     inside = (places >= first[..., None]) & (places < first[..., None] + side)  # (B, 2, S)
-    return images.masked_fill((inside[:, 0, :, None] & inside[:, 1, None, :])[:, None], 0.0)
+    blanked = (inside[:, 0, :, None] & inside[:, 1, None, :])[:, None]
+    return images.masked_fill(moved(blanked, images.device), 0.0)
 
 
 class Training:
     """The task of training one network by a recipe.
 
     Args:
-        net: Trained in place.
+        net: Trained in place, and where it is; batches must come there.
         recipe: How.
         amp: Mixed precision of the forward pass.
     """
 
     def __init__(self, net: nn.Module, recipe: Recipe, amp: Amp = "off") -> None:
         self.net = fast_layout(net)
+        self.on = device_of(net)
         self.recipe = recipe
         self.amp = amp
         self.epochs = recipe.epochs
@@ -168,7 +171,7 @@ class Training:
     def steps(self, feed: Feed, epoch: int) -> int:
         return feed.steps_weights
 
-    def step(self, feed: Feed, progress: Progress) -> dict[str, float]:
+    def step(self, feed: Feed, progress: Progress) -> dict[str, Metric]:
         per_epoch = feed.steps_weights
         done, total = progress.epoch * per_epoch + progress.step, self.epochs * per_epoch
         lr = cosine(self.recipe.lr, done, total, round(self.recipe.warmup_epochs * per_epoch))
@@ -176,7 +179,7 @@ class Training:
         x, y = feed.weights()
         set_drop_path(self.net, self.recipe.drop_path * done / total)
         self.net.train()
-        with autocast(self.amp):
+        with autocast(self.amp, self.on):
             logits, loss = self._forward(fast_layout(cut_out(x, self.recipe.cutout)), y)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -185,8 +188,8 @@ class Training:
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.net)
-        right = float((logits.detach().argmax(1) == y).float().mean())
-        return {"loss": float(loss.detach()), "train_accuracy": right, "lr": lr}
+        right = (logits.detach().argmax(1) == y).float().mean()
+        return {"loss": told(loss), "train_accuracy": told(right), "lr": lr}
 
     def _forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and loss, that of an auxiliary head included."""
@@ -213,7 +216,7 @@ class Training:
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
-            "rng": torch.get_rng_state(),
+            "rng": random_state(self.on),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -221,4 +224,4 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        torch.set_rng_state(state["rng"])
+        set_random_state(state["rng"], self.on)
