@@ -94,7 +94,7 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     held = tree_map(lambda x: x.held if isinstance(x, Elsewhere) else x, (args, kwargs))
     named = {**held[1], **({} if asked is None else {"device": "cpu"})}
     found = func(*held[0], **named)
-    if func._schema.name.endswith("_") and isinstance(args[0], Tensor):
+    if func._schema.is_mutable and func._schema.name.endswith("_") and isinstance(args[0], Tensor):
         return args[0]
     return tree_map(lambda x: Elsewhere(x) if wraps and isinstance(x, Tensor) else x, found)
 
