@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -61,8 +62,15 @@ class Elsewhere(torch.Tensor):
 
 @contextlib.contextmanager
 def pretending() -> Iterator[None]:
-    """There is such a device meanwhile."""
-    with _Made(), _Computed():
+    """There is such a device meanwhile.
+
+    Inference mode, whose tensors torch wraps in no other, is one without gradients as long.
+    """
+
+    def without(mode: bool = True) -> Any:
+        return torch.no_grad() if mode else contextlib.nullcontext()
+
+    with _Made(), _Computed(), mock.patch.object(torch, "inference_mode", without):
         yield
 
 

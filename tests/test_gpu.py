@@ -59,6 +59,7 @@ CELLS: list[tuple[str, dict[str, Any]]] = [
     ("spos", {}),
 ]
 ASKED = [(name, way, False) for name, way in EVERY] + [(name, way, True) for name, way in CELLS]
+SLOWER = [(*one, pytest.mark.slow) if one[1] else (*one, ()) for one in ASKED]  # ways cost as much as strategies
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def asked(name: str, way: dict[str, Any], cells: bool) -> tuple[Problem, dict[st
     return given, {**SHORT[name], **way}
 
 
-@pytest.mark.parametrize(("name", "way", "cells"), ASKED, ids=str)
+@pytest.mark.parametrize(("name", "way", "cells"), [pytest.param(*one, marks=marks) for *one, marks in SLOWER], ids=str)
 def test_everything_is_where_the_network_is(name: str, way: dict[str, Any], cells: bool, data: Data) -> None:
     """On a device that refuses tensors of the CPU, as a GPU does, a search is the same; its state comes back."""
     given, changed = asked(name, way, cells)

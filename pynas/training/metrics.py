@@ -24,7 +24,7 @@ def mean_of(values: Sequence[Metric]) -> Metric:
     tensors = [value for value in values if isinstance(value, Tensor)]
     if tensors:
         return torch.stack(tensors).mean()
-    return math.fsum(values) / len(values)  # type: ignore[arg-type]  # all are floats
+    return math.fsum(values) / len(values)
 
 
 def range_of(values: Sequence[Metric]) -> Metric:
