@@ -122,10 +122,13 @@ def moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
     def update(average: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
         count = int(updates)
         weight = 1 - min(decay, (1 + count) / (10 + count))
-        if average[0].is_floating_point():  # all have one type
-            torch._foreach_lerp_(average, current, weight)
-        else:
-            torch._foreach_copy_(average, current)
+        pairs = list(zip(average, current, strict=True))
+        means = [(kept, new) for kept, new in pairs if kept.is_floating_point()]
+        if means:  # all at once: on a GPU each call of its own would cost more than what it computes
+            torch._foreach_lerp_([kept for kept, _ in means], [new for _, new in means], weight)
+        for kept, new in pairs:
+            if not kept.is_floating_point():
+                kept.copy_(new)
 
     return update
 
