@@ -21,9 +21,11 @@ from torch import Tensor
 
 from pynas import kernels
 from pynas.choices import Choice, Gates, Slot
-from pynas.kernels import cuda, cuda_mbconv, gumbel, mbconv_reference, paths, setting
+from pynas.kernels import cuda, cuda_mbconv, cuda_verdicts, gumbel, mbconv_reference, paths, setting
 from pynas.kernels.kernel import Kernel
+from pynas.kernels.rule import runs_fused
 from pynas.registry import FAMILIES
+from pynas.tuning import tune
 
 pytestmark = pytest.mark.skipif(cuda_on_cpu.compiler() is None, reason="no C++ compiler to build CUDA kernels with")
 
@@ -250,9 +252,39 @@ def test_planted_faults_are_found(name: str, tmp_path: Path) -> None:
     assert any(found)
 
 
-def test_forced_kernels_say_why_they_cannot(played: cuda.Library) -> None:
-    from pynas.kernels.rule import runs_fused
+def test_the_widest_layers_fit_into_shared_memory(played: cuda.Library) -> None:
+    """Under the shim a block with more than a GPU has fails."""
+    widest = cuda_mbconv.MOST_CHANNELS, 4
+    args = mbconv_reference._sample(CPU, torch.float32, 0, 1, False, widest, 3, 2, "relu6", ((7, 8, 1),))
+    ours = results(kernels.mixed_mbconv, args)
+    assert agree(kernels.ALL["mixed_mbconv"], ours, results(mbconv_reference.mbconv_reference, args))
 
+
+def test_verdicts_decide(played: cuda.Library) -> None:
+    x, _, _, layer, options, *_ = mbconv_reference.samples(CPU, torch.float32)[0]
+    with cuda_verdicts.asked_for() as keys:
+        assert not runs_fused(x, 1, layer, options)
+    for fused_ms, reference_ms, expected in ((1.0, 2.0, True), (1.95, 2.0, False), (2.0, 1.0, False)):
+        cuda_verdicts.write(CPU, {keys[0]: cuda_verdicts.Verdict(fused_ms, reference_ms, spread=0.1)})
+        assert runs_fused(x, 1, layer, options) == expected
+        assert not runs_fused(x[:1], 1, layer, options)  # another batch size
+        with setting.using("reference"):
+            assert not runs_fused(x, 1, layer, options)
+    path = cuda_verdicts.path_of(CPU)
+    path.write_text('{"broken": ', encoding="utf-8")
+    cuda_verdicts._known.cache_clear()
+    with pytest.raises(ValueError, match="is damaged. Delete it and run: pynas kernels tune"):
+        runs_fused(x, 1, layer, options)
+
+
+def test_tuning_says_what_it_lacks() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU to tune")
+    with pytest.raises(ValueError, match="torch sees no CUDA device"):
+        tune()
+
+
+def test_forced_kernels_say_why_they_cannot(played: cuda.Library) -> None:
     x, _, _, layer, options, *_ = mbconv_reference.samples(CPU, torch.float32)[0]
     with setting.using("fused"):
         assert runs_fused(x, 1, layer, options)

@@ -56,7 +56,8 @@ __device__ __forceinline__ int depthwise_channel(const Folded& in, int i) {
 
 // Grid: (tiles, chunks of 32 * Outs output channels of a group, groups).
 template <int K, int S, int Outs>
-__global__ void __launch_bounds__(kThreads) folded_block(const __grid_constant__ Folded in) {
+__global__ void __launch_bounds__(kThreads, Outs > 2 ? 3 : 4)
+    folded_block(const __grid_constant__ Folded in) {
   const int lane = lane_of_thread(), warp = warp_of_thread();
   constexpr int kIn = kTileSide<K, S>;
   const int channels = in.in_channels / in.groups, outs = in.out_channels / in.groups;

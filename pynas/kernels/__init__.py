@@ -15,6 +15,10 @@ To add a kernel `stem`:
 4. Its import line and its entry in `ALL` below. `tests/test_kernels.py` and `bench/bench_kernels.py` walk `ALL`: they
    test and time the new kernel from then on.
 
+To give a kernel a GPU: `csrc/cuda/stem.cu`, against `device.h` alone, with an exported function that takes a struct and
+a stream and returns null or what went wrong; its line in CMakeLists.txt; `pynas/kernels/cuda_stem.py`, which fills the
+struct; a branch in the kernel's function where `takes` says so; its name in `tests/test_cuda.py`.
+
 Shapes, dtypes, ranges, devices and dense memory are checked before a kernel runs: by a `FastMethod` for its tensors, by
 the caller in Python before an address leaves it. Messages are Python's. Sums run in a fixed order, so that a result
 depends neither on threads nor, where that is promised, on the instruction set.
