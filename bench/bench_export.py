@@ -13,8 +13,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
-from pynas.export import FORMATS, export
-from pynas.export.onnx import session
+from pynas.export import FORMATS, Exporter, export
 from pynas.fuse import fuse
 from pynas.published import published
 
@@ -40,10 +39,18 @@ def net() -> nn.Module:
 @pytest.mark.benchmark(group="export, checks included")
 @pytest.mark.parametrize("name", FORMATS.names())
 def test_export(benchmark: BenchmarkFixture, net: nn.Module, name: str, tmp_path: Path) -> None:
-    path = tmp_path / f"net{FORMATS.get(name).suffix}"
+    path = tmp_path / f"net{installed(name).suffix}"
     report = benchmark.pedantic(export, (net, path), {"input_size": SIZE}, rounds=3, warmup_rounds=1)
     benchmark.extra_info["size_mb"] = report.size_bytes / 1e6
     benchmark.extra_info["max_abs_diff"] = report.max_abs_diff
+
+
+def installed(name: str) -> Exporter:
+    """The exporter of that name; skips where its packages are missing."""
+    exporter = FORMATS.get(name)
+    if missing := exporter.missing():
+        pytest.skip(f"needs pip install {missing}")
+    return exporter
 
 
 def runner(kind: str, net: nn.Module, folder: Path) -> Callable[[Tensor], object]:
@@ -52,14 +59,16 @@ def runner(kind: str, net: nn.Module, folder: Path) -> Callable[[Tensor], object
         return net
     if kind == "torch, folded":
         return fuse(net)
-    path = export(net, folder / f"net{FORMATS.get(kind).suffix}", input_size=SIZE).path
-    if kind == "pt2":
-        return torch.export.load(path).module()
-    opened = session(path)
-    return lambda image: opened.run(["logits"], {"image": image.numpy()})
+    name, _, precision = kind.partition(" ")
+    exporter = installed(name)
+    asked = {"precision": "int8", "samples": IMAGE} if precision else {"input_size": SIZE}
+    return exporter.open(export(net, folder / f"net{exporter.suffix}", **asked).path)
+
+
+KINDS = [*FORMATS.names(), *(f"{name} int8" for name, exporter in FORMATS.items() if exporter.quantise is not None)]
 
 
 @pytest.mark.benchmark(group="one image, one thread")
-@pytest.mark.parametrize("kind", ["torch", "torch, folded", "pt2", "onnx"])
+@pytest.mark.parametrize("kind", ["torch", "torch, folded", *KINDS])
 def test_latency(benchmark: BenchmarkFixture, net: nn.Module, kind: str, tmp_path: Path) -> None:
     benchmark.pedantic(runner(kind, net, tmp_path), (IMAGE,), rounds=50, warmup_rounds=5)

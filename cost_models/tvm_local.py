@@ -74,7 +74,7 @@ class TvmLocal:
         from .tvm_build.check import compare, to_channels_last
 
         x, expected = map(to_channels_last, read_example(folder))
-        with _without_notes():
+        with without_notes():
             machine = tvm.relax.VirtualMachine(tvm.runtime.load_module(str(folder / LIBRARY)), tvm.cpu())
         tensor = tvm.runtime.tensor(x, tvm.cpu())
         compare(machine[MAIN](tensor).numpy(), expected, f"the op in {folder}")
@@ -156,7 +156,7 @@ def tiles_memory(compiler: Compiler) -> Path:
 
 
 @contextlib.contextmanager
-def _without_notes() -> Iterator[None]:
+def without_notes() -> Iterator[None]:
     """Drops TVM's "Scope Loaded", a warning that means nothing, from stderr; what else is written there is kept."""
     sys.stderr.flush()
     kept = os.dup(2)

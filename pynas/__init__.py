@@ -5,23 +5,26 @@
 >>> pynas.count(net, (3, 224, 224))
 Counts(params=4321464, macs=249921848)
 
-The front door is `search`; `retrain`, `evaluate`, `export` and `measure` do its parts alone, `check_table` and
-`fit_table` look after latency tables, `fairness` says whether the options of a search had equal chances, `rank` how
-well it orders networks, `plot_pareto` and `draw_cells` draw what it found. `rep` gives networks of your own branches to
-train with. Everything with a name (spaces, strategies, formats, devices) is listed by `pynas list`.
+The front door is `search`; `retrain`, `evaluate`, `export` and `measure` do its parts alone, `deploy` writes every
+format, and `from_pretrained` reads what `run.save_pretrained` wrote. `check_table` and `fit_table` look after latency
+tables, `fairness` says whether the options of a search had equal chances, `rank` how well it orders networks,
+`plot_pareto` and `draw_cells` draw what it found. `rep` gives networks of your own branches to train with. Everything
+with a name (spaces, strategies, formats, devices) is listed by `pynas list`.
 """
 
 import cost_models
 import pynas.export  # noqa: F401  loads the package before its name becomes the function's
 from pynas import compare as _compare
+from pynas import deploy as _deploy
 from pynas import fuse as _fuse
 from pynas import published as _published
 from pynas import rank as _rank
-from pynas import rep
+from pynas import rep, timm_models
 from pynas.architecture import Architecture
 from pynas.choices import Choice, Gates, Slot
 from pynas.counting import Counts, count
 from pynas.evolution import EvolutionSettings
+from pynas.hub import from_pretrained
 from pynas.registry import FAMILIES, SPACES, STRATEGIES, MissingExtra
 from pynas.results import Run, Trained
 from pynas.strategies.darts import DARTS
@@ -39,16 +42,20 @@ from pynas.supernet import Supernet
 from pynas.training.train import Recipe
 from pynas.truth import Truth, read_truth
 
-from pynas.api import evaluate, export, retrain, search  # isort: skip
+from pynas.api import evaluate, retrain, search  # isort: skip
+from pynas.exporting import export  # isort: skip
 from pynas.measuring import check_table, fit_table, measure  # isort: skip
 from pynas.draw import draw_cells, draw_credit, draw_strip  # isort: skip
 from pynas.plots import plot_pareto  # isort: skip
 from pynas.reports import fairness  # isort: skip
 
 compare = _compare.compare
+deploy = _deploy.deploy
 fuse = _fuse.fuse
 published = _published.published
 rank = _rank.rank
+
+timm_models.announce()
 
 __all__ = [
     "DARTS",
@@ -81,6 +88,7 @@ __all__ = [
     "compare",
     "cost_models",
     "count",
+    "deploy",
     "draw_cells",
     "draw_credit",
     "draw_strip",
@@ -88,6 +96,7 @@ __all__ = [
     "export",
     "fairness",
     "fit_table",
+    "from_pretrained",
     "fuse",
     "measure",
     "plot_pareto",

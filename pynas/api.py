@@ -10,21 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
-
 from cost_models.names import unknown
 from pynas import pipeline, settings
 from pynas.architecture import Architecture
 from pynas.console import Show
 from pynas.evolution import EvolutionSettings
-from pynas.export import Report
-from pynas.export import export as export_net
 from pynas.kernels import setting
 from pynas.plan import Plan, make_plan
 from pynas.results import Run, SavedModel, Trained, load_model, net_folder, run_of, save_model
 from pynas.strategies import Strategy
 from pynas.summary import show_plan, show_result
-from pynas.training.data import open_data
+from pynas.training.data import Data, open_data
 from pynas.training.evaluate import accuracy
 from pynas.training.run import RunFolder
 from pynas.training.train import Recipe
@@ -283,8 +279,21 @@ def evaluate(
     Returns:
         Top-1 accuracy between 0 and 1.
     """
-    saved, config = _weighted(run, net, weights)
+    saved, config = weighted(run, net, weights)
     settings.use_threads(config)
+    images = images_of(saved, config, data)
+    right = accuracy(saved.net, images.test, images)
+    Show(quiet).line(f"test accuracy {right:.2%} of {len(images.test)} images")
+    return right
+
+
+def images_of(saved: SavedModel, config: Mapping[str, Any], data: str | None = None) -> Data:
+    """The images of a run, or other ones with the same classes, normalised as its network was trained.
+
+    Raises:
+        ValueError: The classes differ, or the data is broken.
+        OSError: The data cannot be read.
+    """
     images = open_data(
         config["data"] if data is None else data,
         size=saved.input_size,
@@ -293,70 +302,14 @@ def evaluate(
         on_corrupt=config["on_corrupt"],
         augment=config["augment"],
     )
-    images = dataclasses.replace(images, mean=saved.mean, std=saved.std)  # as the network was trained
     if images.classes != saved.classes:
         raise ValueError(
             f"The data has classes {list(images.classes)[:5]}..., the network {list(saved.classes)[:5]}..."
         )
-    right = accuracy(saved.net, images.test, images)
-    Show(quiet).line(f"test accuracy {right:.2%} of {len(images.test)} images")
-    return right
+    return dataclasses.replace(images, mean=saved.mean, std=saved.std)
 
 
-def export(
-    run: nn.Module | str | Path | Run | Trained,
-    path: str | None = None,
-    *,
-    net: int | None = None,
-    weights: Literal["trained", "inherited"] = "trained",
-    input_size: int | None = None,
-    format: str | None = None,
-    quiet: bool = False,
-) -> Report:
-    """Writes a trained network for deployment, runs the file back, and compares.
-
-    Args:
-        run: A run's folder, a run, what `retrain` returned, or any module that takes (B, 3, S, S).
-        path: File to write, for instance "net.onnx"; by default `export/net.onnx` in the run, or in `nets/<number>`
-            there.
-        net: Instead of the run's best network another that it found, by its number in the table.
-        weights: Those of its own training, or inherited from the run's supernet.
-        input_size: Height and width of the image in pixels; needed for a module, known for a run.
-        format: By default from the suffix; see `pynas list formats`.
-        quiet: Prints nothing.
-
-    Returns:
-        What was written, and by how much its outputs differ.
-
-    Raises:
-        ValueError: If the file's outputs differ from the network's; nothing is left behind.
-        FileNotFoundError: If the network was not trained; names the command.
-        MissingExtra: If the format needs a package that is not installed.
-    """
-    extra: dict[str, Any] = {}
-    if isinstance(run, nn.Module):
-        if net is not None or weights != "trained":
-            raise ValueError("A module is exported as it is: net and weights go with a run.")
-        if path is None:
-            raise ValueError("Say where to write the module: export(net, 'net.onnx', input_size=224).")
-        if input_size is None:
-            input_size = getattr(run, "input_size", None)
-        if input_size is None:
-            raise ValueError("Say the module's input size in pixels: export(net, 'net.onnx', input_size=224).")
-        module, target = run, Path(path)
-    else:
-        saved, _ = _weighted(run, net, weights)
-        module, input_size = saved.net, saved.input_size
-        target = Path(path) if path is not None else saved.folder / "export" / f"net.{format or 'onnx'}"
-        if path is None:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        extra = {"labels": saved.classes, "mean": saved.mean, "std": saved.std}
-    report = export_net(module, target, input_size=input_size, format=format, **extra)
-    Show(quiet).line(str(report))
-    return report
-
-
-def _weighted(
+def weighted(
     run: str | Path | Run | Trained, net: int | None, weights: Literal["trained", "inherited"]
 ) -> tuple[SavedModel, dict[str, Any]]:
     """A network of a run with weights, and the run's settings."""

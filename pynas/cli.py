@@ -17,9 +17,10 @@ import yaml
 from jsonargparse import ArgumentError, auto_cli
 
 import cost_models
-from pynas import api, measuring, reports
+from pynas import api, exporting, measuring, reports
 from pynas.compare import compare
 from pynas.console import Show
+from pynas.deploy import deploy
 from pynas.export import FORMATS
 from pynas.info import info
 from pynas.published import PUBLISHED
@@ -81,7 +82,8 @@ COMMANDS: dict[str, Any] = {
     "search": api.search,
     "retrain": _of_folder(api.retrain),
     "evaluate": _of_folder(api.evaluate),
-    "export": _of_folder(api.export),
+    "export": _of_folder(exporting.export),
+    "deploy": _of_folder(deploy),
     "compare": compare,
     "measure": measuring.measure,
     "table": {"_help": "Look at tables, make them.", "check": measuring.check_table, "fit": measuring.fit_table},

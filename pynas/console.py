@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -36,6 +37,12 @@ class Show:
     def line(self, text: str) -> None:
         """A line on stdout, broken by the terminal alone."""
         self.out.print(text, markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """What must not be missed: in red on stderr; where nothing is printed, a Python warning."""
+        if self.quiet:
+            warnings.warn(text, stacklevel=3)
+        self.err.print(f"WARNING: {text}", style="bold red", markup=False, soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> None:
         """A table on stdout."""

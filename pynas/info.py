@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.util import find_spec
+import shlex
 
 import torch
 
@@ -29,8 +29,9 @@ def info() -> None:
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none (torch sees no CUDA device)"
     rows += [("GPU", gpu), ("machine", platform.machine())]
     for name, exporter in FORMATS.items():
-        missing = [package for package in exporter.extra.split() if find_spec(package.replace("-", "_")) is None]
-        rows.append((f"export: {name}", f"needs pip install {' '.join(missing)}" if missing else "ready"))
+        missing = " ".join(map(shlex.quote, exporter.missing().split()))
+        precisions = "float32, int8" if exporter.quantise is not None else "float32"
+        rows.append((f"export: {name}", f"needs pip install {missing}" if missing else precisions))
     rows += [(f"device: {device.name}", f"{device.source}, {device.rows} rows") for device in cost_models.devices()]
     rows += [("spaces", ", ".join(SPACES.names())), ("strategies", ", ".join(STRATEGIES.names()))]
     show.table("pynas", ("what", "value"), rows)

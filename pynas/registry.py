@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -23,7 +24,8 @@ class MissingExtra(ImportError):
     """
 
     def __init__(self, feature: str, package: str) -> None:
-        super().__init__(f"{feature} needs the package {package}: pip install {package}")
+        names = " ".join(map(shlex.quote, package.split()))
+        super().__init__(f"{feature} needs the package {package}: pip install {names}")
 
 
 class Registry(Generic[T]):

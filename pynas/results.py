@@ -16,6 +16,8 @@ from torch import nn
 
 from cost_models.files import write_atomic
 from pynas.architecture import Architecture
+from pynas.card import model_card
+from pynas.hub import Pretrained, write_pretrained
 from pynas.strategies import Candidate
 from pynas.training.data import Data
 from pynas.training.run import RunFolder
@@ -46,6 +48,34 @@ class Run:
         Only one recipe's can be compared: that of most networks, of several such the last one used.
         """
         return read_trained(RunFolder(self.folder))
+
+    def save_pretrained(self, folder: str | Path, *, net: int | None = None) -> Path:
+        """Writes a trained network as a folder to share: weights (safetensors), config.json and a model card.
+
+        `pynas.from_pretrained(folder)` gives the network back, the same to the last bit; so does timm, after `import
+        pynas`, by `timm.create_model("local-dir:<folder>", pretrained=True)`.
+
+        Args:
+            folder: New, empty, or written by this before.
+            net: Instead of the best another of the networks that the run found, by its number.
+
+        Returns:
+            The folder.
+
+        Raises:
+            FileNotFoundError: If the network was not trained; names the command.
+            ValueError: If there is no such network; if it is a function of yours, which cannot be rebuilt from data; or
+                if the folder holds other files.
+        """
+        if net is not None and (isinstance(net, bool) or not 1 <= net <= len(self.candidates)):
+            raise ValueError(f"The run found {len(self.candidates)} networks; there is none of number {net}.")
+        saved = load_model(net_folder(self.folder, 1 if net is None else net))
+        same = self.figures.get("fingerprint") == saved.architecture.fingerprint
+        asked = RunFolder(self.folder).config()
+        facts = saved.facts
+        card = model_card(saved.architecture, saved.classes, facts, self.figures if same else {}, asked)
+        pretrained = Pretrained(saved.net, saved.architecture, saved.classes, saved.mean, saved.std, facts)
+        return write_pretrained(folder, pretrained, card)
 
     @staticmethod
     def open(path: str | Path) -> Run:
@@ -175,6 +205,7 @@ class SavedModel:
         mean: Of each channel, as images were normalised.
         std: Of each channel.
         folder: A run, or `nets/<number>` of one: where it lies and is exported.
+        facts: Of its training: test_accuracy, test_images, data.
     """
 
     net: nn.Module
@@ -183,6 +214,7 @@ class SavedModel:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     folder: Path
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def input_size(self) -> int:
@@ -236,7 +268,8 @@ def load_model(folder: str | Path) -> SavedModel:
         labels = tuple(config["classes"])
         (r, g, b), (dr, dg, db) = config["mean"], config["std"]
         mean, std = (float(r), float(g), float(b)), (float(dr), float(dg), float(db))
+        facts = {name: config[name] for name in ("test_accuracy", "test_images", "data")}
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"The trained network in {path} is broken ({first}). Train again: {again}") from None
-    return SavedModel(net.eval(), architecture, labels, mean, std, Path(folder))
+    return SavedModel(net.eval(), architecture, labels, mean, std, Path(folder), facts)

@@ -14,7 +14,7 @@ import torch
 from test_exporters import CLASSES, PT2, fake, tiny_net
 from torch import Tensor, nn
 
-from pynas.export import export
+from pynas.export import Quantising, export
 from pynas.registry import MissingExtra
 
 
@@ -48,20 +48,25 @@ def write_two(program: Any, path: Path, metadata: Any) -> str:
     return PT2.write(program, path, metadata)
 
 
-def off_by(amount: float) -> Callable[..., list[Tensor]]:
-    def run(path: Path, batches: list[Tensor]) -> list[Tensor]:
-        answers = PT2.run(path, batches)
-        answers[-1][0, 1] += amount
-        return answers
+def off_by(amount: float) -> Callable[[Path], Callable[[Tensor], Tensor]]:
+    def opened(path: Path) -> Callable[[Tensor], Tensor]:
+        answer = PT2.open(path)
 
-    return run
+        def run(batch: Tensor) -> Tensor:
+            found = answer(batch)
+            found[0, 1] += amount if len(batch) == 3 else 0
+            return found
+
+        return run
+
+    return opened
 
 
-def answer_one(path: Path, batches: list[Tensor]) -> list[Tensor]:
-    return [torch.zeros(1, CLASSES) for _ in batches]
+def answer_one(path: Path) -> Callable[[Tensor], Tensor]:
+    return lambda batch: torch.zeros(1, CLASSES)
 
 
-def not_run(path: Path, batches: list[Tensor]) -> list[Tensor]:
+def not_run(path: Path) -> Callable[[Tensor], Tensor]:
     raise RuntimeError("No such operator: Foo.\nstack frames")
 
 
@@ -69,13 +74,13 @@ def not_run(path: Path, batches: list[Tensor]) -> list[Tensor]:
     ("fields", "error", "words"),
     [
         (
-            {"run": off_by(9)},
+            {"open": off_by(9)},
             ValueError,
             r"^net\.fake was not written.* up to 9\.0e\+00 \(.* on 75\.0%; .*is 0\.0001\.$",
         ),
-        ({"run": off_by(torch.nan)}, ValueError, r"was not written.*\(inf of the largest\)"),
-        ({"run": answer_one}, ValueError, r"in shape \(3, 5\), its copy in \(1, 5\)"),
-        ({"run": not_run}, ValueError, r"^The fake file does not run: No such operator: Foo\.$"),
+        ({"open": off_by(torch.nan)}, ValueError, r"was not written.*\(inf of the largest\)"),
+        ({"open": answer_one}, ValueError, r"in shape \(3, 5\), its copy in \(1, 5\)"),
+        ({"open": not_run}, ValueError, r"^The fake file does not run: No such operator: Foo\.$"),
         ({"write": write_half(RuntimeError())}, ValueError, r"^The net cannot be written as fake: RuntimeError\.$"),
         ({"write": write_half(OSError(errno.ENOSPC, "No space left"))}, OSError, "No space left"),
         ({"write": write_half(KeyboardInterrupt())}, KeyboardInterrupt, "^$"),
@@ -108,6 +113,10 @@ def test_failing_format_leaves_the_old_file(
         (tiny_net(), {"mean": [0.5]}, r"one value per channel \(3\), not 1 and 0"),
         (tiny_net(), {"format": "fakey"}, "Unknown format 'fakey'. Did you mean 'fake'"),
         (tiny_net(), {"format": "pt2"}, "'net.fake' is the name of a file in format 'fake', not 'pt2'"),
+        (tiny_net(), {"precision": "int9"}, "Unknown precision 'int9'. Did you mean 'int8'"),
+        (tiny_net(), {"precision": "int8"}, "Format 'fake' has no int8 here; onnx and pte have"),
+        (tiny_net(), {"precision": "int8", "format": "tflite"}, "'tflite' is not written here: .*pt2"),
+        (tiny_net(), {"target": "cortex-a72"}, "'fake' is the same for all CPUs; target goes with tvm"),
         (nn.Conv2d(3, 4, 1), {}, r"logits \(B, classes\), not in shape \(1, 4, 4, 4\)"),
         (nn.AdaptiveMaxPool2d(1, return_indices=True), {}, "one tensor, not tuple"),
         (Moody(), {}, "The net cannot be captured for fake: .*data-dependent"),
@@ -158,6 +167,14 @@ def test_interrupted_replacement(monkeypatch: pytest.MonkeyPatch, old: Path) -> 
         patch.setattr(os, "replace", refuse)
         with pytest.raises(PermissionError):
             export(tiny_net(), old, input_size=4)
+
+
+def test_int8_needs_images(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="calibrated on images: give data, or samples"):
+        export(tiny_net(), tmp_path / "net.onnx", input_size=4, precision="int8")
+    for wrong, words in (((0,), "at least 1, not 0"), ((8, 2.0), "between 0 and 1, not 2.0")):
+        with pytest.raises(ValueError, match=words):
+            Quantising(*wrong)
 
 
 def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +111,30 @@ def emulate(built: Built, x: Array, repeats: int = 1) -> Array:
     Raises:
         ValueError: emulator or compiler are not installed, or the program fails.
     """
+    return emulated(built, repeats)(x)
+
+
+def emulated(built: Built, repeats: int = 1) -> Callable[[Array], Array]:
+    """The same for many inputs: the program is made once, and removed with the function that is returned.
+
+    Raises:
+        ValueError: emulator or compiler are not installed; or, when called, the program fails.
+    """
     reason = why_not(built.target)
     if reason:
         raise ValueError(reason)
-    with tempfile.TemporaryDirectory(prefix="pynas-") as name:
-        folder = Path(name)
+    folder = Path(tempfile.mkdtemp(prefix="pynas-"))
+    try:
         program = built.program(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+    def run(x: Array) -> Array:
         return execute(built, program, x, repeats)
+
+    weakref.finalize(run, shutil.rmtree, folder, ignore_errors=True)
+    return run
 
 
 def execute(built: Built, program: Path, x: Array, repeats: int = 1) -> Array:

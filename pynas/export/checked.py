@@ -3,56 +3,50 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import io
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from cost_models.names import unknown
-from pynas.export.formats import FORMATS, Exporter
+from pynas.export.formats import ELSEWHERE, FORMATS, Exporter
+from pynas.export.judged import BATCH, calibration_batches, file_accuracy, time_files
+from pynas.export.placed import placed
+from pynas.export.written import Precision, Report, difference_text
 from pynas.fuse import first_line, forward, fuse, relative_difference
 from pynas.registry import MissingExtra
+from pynas.training.data import Data
+from pynas.training.evaluate import accuracy
+from pynas.training.feed import batches
+
+EMULATED_IMAGES = 20  # that are run back under an emulator, which takes up to seconds for each
 
 
 @dataclass(frozen=True)
-class Report:
-    """What was written, and how well it agrees with the net.
+class Quantising:
+    """How a net is brought to 8 bits.
 
     Args:
-        path: The file.
-        format: Name of the format.
-        version: Of the format, as its exporter states it ("opset 18").
-        size_bytes: Of the file.
-        images: How many were compared.
-        max_abs_diff: Largest difference between a logit of the file and of the net.
-        relative_diff: The same over the largest logit of its batch.
-        argmax_agreement: Share of the images whose largest logit has the same place, 0 to 1.
+        images: Training images to calibrate the ranges of activations by.
+        max_drop: Loss of test accuracy, 0 to 1, that a file may have without a warning; 0.01 is a point.
     """
 
-    path: Path
-    format: str
-    version: str
-    size_bytes: int
-    images: int
-    max_abs_diff: float
-    relative_diff: float
-    argmax_agreement: float
+    images: int = 128
+    max_drop: float = 0.01
 
-    def __str__(self) -> str:
-        return (
-            f"{self.path.name}: {self.format} ({self.version}), {self.size_bytes / 1e6:.2f} MB; run back on "
-            f"{self.images} images, {_figures(self.max_abs_diff, self.relative_diff, self.argmax_agreement)}"
-        )
+    def __post_init__(self) -> None:
+        if isinstance(self.images, bool) or not isinstance(self.images, int) or self.images < 1:
+            raise ValueError(f"Calibration needs a whole number of images of at least 1, not {self.images!r}.")
+        if not 0 <= self.max_drop <= 1:
+            raise ValueError(f"max_drop must lie between 0 and 1, not {self.max_drop!r}: 0.01 stands for one point.")
 
 
 def export(
@@ -61,31 +55,50 @@ def export(
     *,
     input_size: int | Sequence[int] | None = None,
     format: str | None = None,
+    precision: Precision = "float32",
+    target: str = "host",
     tolerance: float = 1e-4,
     batch_sizes: Sequence[int] = (1, 3),
     samples: Tensor | None = None,
     labels: Sequence[str] = (),
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
+    data: Data | None = None,
+    net_accuracy: float | None = None,
+    quantising: Quantising | None = None,
+    repeats: int = 0,
 ) -> Report:
     """Folds batch norms, writes `net` to `path`, runs the file back and compares it with `net` in eval mode.
 
-    The file takes images (B, C, H, W) of any B, normalised as in training, and answers with logits. It appears under
-    its name, whole and replacing what was there, only after the comparison; on any failure nothing is left behind.
-    `net` is untouched. The file stores input size, number of classes, and `labels`, `mean` and `std` if given, each as
-    JSON: "metadata.json" inside a .pt2, metadata properties in ONNX.
+    The file takes images (B, C, H, W), normalised as in training, and answers with logits; of any B where the format
+    can, of one image a run elsewhere (tvm, pte). It appears under its name, whole and replacing what was there, only
+    after the comparison; on any failure nothing is left behind. `net` is untouched. The file stores input size, number
+    of classes, and `labels`, `mean` and `std` if given, each as JSON: "metadata.json" inside a .pt2, metadata
+    properties in ONNX, the method "metadata" of a .pte, the script beside a library.
+
+    In int8 no tolerance holds: what counts is the accuracy that is lost, which the report tells and warns of.
+
+    A file for another machine is run back under an emulator, on 20 images; where there is none, the report says so.
 
     Args:
         net: Takes a batch of images, answers with one tensor (B, classes). In any mode, on any device.
         path: Of the file.
         input_size: Height and width as one number (with 3 channels), (H, W) or (C, H, W); by default that of `samples`.
         format: One of `pynas list formats`; by default told by the suffix of `path`.
+        precision: "int8" quantises after training: weights for each output channel, activations by calibration on
+            training images of `data`, or on `samples` without.
+        target: CPU that the file is for, in formats of machine code: one of `cost_models.tvm_build.TARGETS`.
         tolerance: Largest difference allowed, relative to the largest logit of a batch.
         batch_sizes: Of the random inputs to compare on.
         samples: Real images to compare on as well, (N, C, H, W).
         labels: Names of the classes, in the order of the logits.
         mean: Of the normalisation, one per channel.
         std: Of the normalisation, one per channel.
+        data: Images of the net's own data: the first test images are compared on, accuracy is of all of them, and
+            `labels`, `mean` and `std` are theirs.
+        net_accuracy: Of `net` on the test images of `data`, where it is known.
+        quantising: How, in int8.
+        repeats: Timings of one image on this machine, each of a few runs; 0 for none. Takes 0.1 s or more each.
 
     Raises:
         ValueError: an argument is not as above; the net fails on such images or cannot be captured by torch.export;
@@ -93,33 +106,96 @@ def export(
         MissingExtra: the format needs a package that is not installed.
         OSError: the folder does not exist or cannot be written (FileNotFoundError, PermissionError, ...).
     """
-    target = Path(path).resolve()
-    exporter = _exporter(target, format)
+    where = Path(path).resolve()
+    exporter = _exporter(where, format, precision, target)
     if not isinstance(net, nn.Module):
         raise ValueError(f"export takes a torch.nn.Module, not {type(net).__name__}. Build the architecture first.")
+    if data is not None:
+        samples = next(batches(data.test, BATCH, data))[0] if samples is None else samples
+        labels, mean, std = labels or data.classes, mean or data.mean, std or data.std
     shape = _image_shape(input_size, samples)
-    with _placed(target) as temporary:
+    how = quantising or Quantising()
+    calibration = _calibration(precision, data, samples, how)
+    with placed(where, exporter.beside) as temporary:
         original = copy.deepcopy(net).cpu().eval().requires_grad_(False)
-        batches = _batches(original, shape, batch_sizes, samples)
-        expected = [forward(original, images) for images in batches]
+        inputs = _batches(original, shape, batch_sizes, samples)
+        expected = [forward(original, images) for images in inputs]
         metadata = _metadata(shape, expected[0], labels, mean, std)
-        fused = fuse(original, batches[0], tolerance, restore=False)
+        fused = fuse(original, inputs[0], tolerance, restore=False)
         with _stage(f"The net cannot be captured for {exporter.name}"):
-            program = _capture(fused, batches[0])
+            program = _capture(fused, inputs[0])
         with _stage(f"The net cannot be written as {exporter.name}"):
-            version = exporter.write(program, temporary, metadata)
+            if precision == "int8":
+                assert exporter.quantise is not None
+                version = exporter.quantise(program, temporary, metadata, calibration)
+            else:
+                version = exporter.write(program, temporary, metadata)
+        report = Report(where, exporter.name, version, 0, 0, None, None, None, precision, exporter.target)
+        report = replace(report, size_bytes=temporary.stat().st_size)
+        not_run = exporter.elsewhere() if exporter.elsewhere is not None else ""
+        if not_run:
+            return replace(report, not_run=not_run)
+        report = _run_back(report, exporter, temporary, inputs, expected, tolerance)
+        if exporter.elsewhere is not None:
+            return report
         with _stage(f"The {exporter.name} file does not run"):
-            actual = exporter.run(temporary, batches)
-        figures = _compare(expected, actual)
-        if figures[1] > tolerance:
-            raise ValueError(
-                f"{target.name} was not written: run back, its {_figures(*figures)}; the tolerance is {tolerance:g}."
-            )
-        size_bytes = temporary.stat().st_size
-    return Report(target, exporter.name, version, size_bytes, sum(map(len, batches)), *figures)
+            answer = exporter.open(temporary)
+            if data is not None:
+                right = accuracy(original, data.test, data) if net_accuracy is None else net_accuracy
+                tested = {"accuracy": file_accuracy(answer, data), "test_images": len(data.test)}
+                report = replace(report, net_accuracy=right, **tested)
+            if repeats:
+                latency = time_files({"": (answer, exporter.version)}, inputs[0][:1], repeats)[""]
+                report = replace(report, latency=latency)
+    return replace(report, warning=_warning(report, how))
 
 
-def _exporter(path: Path, format: str | None) -> Exporter:
+def _calibration(precision: Precision, data: Data | None, samples: Tensor | None, how: Quantising) -> list[Tensor]:
+    if precision != "int8":
+        return []
+    if data is not None:
+        return calibration_batches(data, how.images)
+    if samples is None:
+        raise ValueError("int8 is calibrated on images: give data, or samples of real images.")
+    return list(samples.detach().cpu().float()[: how.images].split(BATCH))
+
+
+def _run_back(
+    report: Report,
+    exporter: Exporter,
+    file: Path,
+    inputs: Sequence[Tensor],
+    expected: Sequence[Tensor],
+    tolerance: float,
+) -> Report:
+    """The report with what running the file showed. Raises ValueError where a float32 file differs too much."""
+    if exporter.elsewhere is not None:
+        inputs, expected = ([part[-1][:EMULATED_IMAGES]] for part in (inputs, expected))  # real ones, if there are any
+    with _stage(f"The {exporter.name} file does not run"):
+        actual = exporter.run(file, inputs)
+    figures = _compare(expected, actual)
+    if figures[1] > (tolerance if report.precision == "float32" else torch.finfo(torch.float32).max):
+        raise ValueError(
+            f"{report.path.name} was not written: run back, its {difference_text(*figures)}; the tolerance is "
+            f"{tolerance:g}."
+        )
+    found = dict(zip(("max_abs_diff", "relative_diff", "argmax_agreement"), figures, strict=True))
+    return replace(report, images=sum(map(len, inputs)), **found)
+
+
+def _warning(report: Report, how: Quantising) -> str:
+    if report.precision == "float32" or report.drop is None or report.drop <= how.max_drop:
+        return ""
+    figures = f"{report.net_accuracy:.2%} to {report.accuracy:.2%}"
+    return (
+        f"{report.path.name} in int8 loses {100 * report.drop:.2f} points of test accuracy ({figures}), more than "
+        f"{100 * how.max_drop:g}. Do not ship it unseen: calibrate on more images, or ship float32."
+    )
+
+
+def _exporter(path: Path, format: str | None, precision: Precision, target: str) -> Exporter:
+    if (asked := format or path.suffix.lower().removeprefix(".")) in ELSEWHERE:
+        raise ValueError(f"Format {asked!r} is not written here: {ELSEWHERE[asked]}")
     suffixes = {exporter.suffix: name for name, exporter in FORMATS.items()}
     by_suffix = suffixes.get(path.suffix.lower())
     if format is None and by_suffix is None:
@@ -127,10 +203,19 @@ def _exporter(path: Path, format: str | None) -> Exporter:
     exporter = FORMATS.get(format or str(by_suffix))
     if by_suffix not in (None, exporter.name):
         raise ValueError(f"{path.name!r} is the name of a file in format {by_suffix!r}, not {exporter.name!r}.")
-    missing = [name for name in exporter.extra.split() if importlib.util.find_spec(name.replace("-", "_")) is None]
-    if missing:
-        raise MissingExtra(f"Format {exporter.name!r}", " ".join(missing))
-    return exporter
+    if precision not in get_args(Precision):
+        raise unknown("precision", str(precision), get_args(Precision))
+    if precision == "int8" and exporter.quantise is None:
+        able = [name for name, other in FORMATS.items() if other.quantise is not None]
+        raise ValueError(f"Format {exporter.name!r} has no int8 here; {' and '.join(able)} have.")
+    if missing := exporter.missing():
+        raise MissingExtra(f"Format {exporter.name!r}", missing)
+    if target == exporter.target:
+        return exporter
+    if exporter.for_target is None:
+        able = [name for name, other in FORMATS.items() if other.for_target is not None]
+        raise ValueError(f"Format {exporter.name!r} is the same for all CPUs; target goes with {' and '.join(able)}.")
+    return exporter.for_target(target)
 
 
 def _image_shape(input_size: int | Sequence[int] | None, samples: Tensor | None) -> tuple[int, ...]:
@@ -161,7 +246,7 @@ def _batches(net: nn.Module, shape: Sequence[int], sizes: Sequence[int], samples
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(size, *shape, generator=generator).to(dtype) for size in sizes]
     if samples is not None:
-        batches += torch.split(samples.detach().to("cpu", dtype), 64)
+        batches += torch.split(samples.detach().to("cpu", dtype), BATCH)
     return batches
 
 
@@ -200,39 +285,6 @@ def _compare(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> tuple[floa
     wanted, found = torch.cat(list(expected)), torch.cat(list(actual))
     same = wanted.argmax(1) == found.argmax(1)
     return float((wanted - found).abs().max()), relative, float(same.double().mean())
-
-
-def _figures(max_abs_diff: float, relative_diff: float, argmax_agreement: float) -> str:
-    return (
-        f"logits differ by up to {max_abs_diff:.1e} ({relative_diff:.1e} of the largest) "
-        f"and arg-max agrees on {argmax_agreement:.1%}"
-    )
-
-
-@contextmanager
-def _placed(target: Path) -> Iterator[Path]:
-    """Gives a path in a temporary folder beside `target`; moves the file there if the block succeeds.
-
-    A folder, because an exporter may put a second file beside the first: that is refused, and cleaned up.
-    """
-    folder = target.parent
-    if target.is_dir():
-        raise IsADirectoryError(f"Cannot write {target}: it is a folder. Add a file name.")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"Cannot write {target}: there is no folder {folder}. Create it first.")
-    try:
-        scratch = tempfile.TemporaryDirectory(dir=folder, prefix=".export-")
-    except OSError as error:
-        raise type(error)(f"Cannot write {target}: {error.strerror} in {folder}. Choose another folder.") from error
-    with scratch as name:
-        temporary = Path(name) / target.name
-        yield temporary
-        others = sorted(file.name for file in temporary.parent.iterdir() if file != temporary)
-        if others:
-            raise ValueError(f"{target.name} was not written: it would need {', '.join(others)} beside it.")
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
 
 
 @contextmanager

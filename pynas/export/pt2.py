@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from pynas.export.formats import FORMATS, Exporter
+from cost_models.torch_threads import torch_threads
+from pynas.export.formats import FORMATS, Answer, Exporter
 
 
 def write(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> str:
@@ -20,11 +21,17 @@ def write(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> 
     return f"torch {torch.__version__}"
 
 
-def run(path: Path, batches: Sequence[Tensor]) -> list[Tensor]:
-    """Logits of each batch (B, C, H, W)."""
-    with path.open("rb") as file, torch.no_grad():
+def open(path: Path) -> Answer:
+    """The file as a function of images (B, C, H, W)."""
+    with path.open("rb") as file:
         net = torch.export.load(file).module()
-        return [net(images) for images in batches]
+
+    def answer(images: Tensor) -> Tensor:
+        with torch.no_grad(), torch_threads(1):
+            logits: Tensor = net(images)
+        return logits
+
+    return answer
 
 
-FORMATS.add("pt2", Exporter("pt2", ".pt2", write, run))
+FORMATS.add("pt2", Exporter("pt2", ".pt2", write, open, runners=("torch",)))
