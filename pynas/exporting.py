@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -57,6 +57,7 @@ def export(
         MissingExtra: If the format needs a package that is not installed.
     """
     show, data = Show(quiet), None
+    about: dict[str, Any] = {}
     if isinstance(run, nn.Module):
         if net is not None or weights != "trained":
             raise ValueError("A module is exported as it is: net and weights go with a run.")
@@ -66,7 +67,7 @@ def export(
             input_size = getattr(run, "input_size", None)
         if input_size is None:
             raise ValueError("Say the module's input size in pixels: export(net, 'net.onnx', input_size=224).")
-        module, where, about = run, Path(path), {}
+        module, where = run, Path(path)
     else:
         saved, config = weighted(run, net, weights)
         settings.use_threads(config)

@@ -164,7 +164,9 @@ def dressed(net: nn.Module, found: Pretrained) -> nn.Module:
     """The network with what users and timm look for on it."""
     named: Any = net
     named.architecture = found.architecture
-    named.pretrained_cfg = {**timm_config(found)["pretrained_cfg"], "architecture": ENTRY}
+    cfg: dict[str, Any] = timm_config(found)["pretrained_cfg"]
+    tuples = {name: tuple(cfg[name]) for name in ("input_size", "mean", "std")}  # as timm's own have them
+    named.pretrained_cfg = {**cfg, **tuples, "architecture": ENTRY}
     named.num_classes = len(found.classes)
     return net
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from pynas.hub import ENTRY, WEIGHTS, Pretrained, checked_architecture, dressed, load_weights, read_pretrained
 
+IGNORED = ("cache_dir", "pretrained_model_args")  # of downloads, and a second copy of what config.json says
 SOURCES = "Save it with run.save_pretrained, and give timm 'local-dir:' and the folder."
 
 
@@ -55,7 +56,7 @@ def entry(
     Raises:
         ValueError: timm was not given such a folder, or asks for what these networks have not.
     """
-    asked = sorted(name for name, value in others.items() if value not in (None, "", 0, 0.0, False))
+    asked = sorted(name for name, value in others.items() if name not in IGNORED and value)
     if asked:
         raise ValueError(f"Networks of pynas take no {', '.join(asked)}.")
     if net is None:
@@ -76,8 +77,8 @@ def entry(
             return dressed(found.net, found)
         module = load_weights(folder / WEIGHTS, architecture, but=_classifiers(architecture.build()))
     names = tuple(labels) or tuple(f"class {number}" for number in range(architecture.search_space().classes))
-    told = (tuple(cfg.get(name) or (value,) * 3) for name, value in (("mean", 0.0), ("std", 1.0)))
-    return dressed(module, Pretrained(module, architecture, names, *told, facts={}))
+    mean, std = tuple(cfg.get("mean") or (0.0,) * 3), tuple(cfg.get("std") or (1.0,) * 3)
+    return dressed(module, Pretrained(module, architecture, names, mean, std, {}))
 
 
 def _classifiers(net: nn.Module) -> tuple[str, ...]:

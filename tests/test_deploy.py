@@ -107,9 +107,10 @@ def row(name: str, ms: float | None, own: bool = False, warning: str = "") -> Ro
 def test_best(rows: list[Row], here: bool, best: str, finished: pynas.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     table = pynas.cost_models.load_folder(finished.folder / "device")
     if here:
-        monkeypatch.setattr("pynas.deploy.HERE", (table.provenance.runner,))
+        module = sys.modules["pynas.deploy"]  # the function has the same name
         cpu = str(table.provenance.machine["cpu"])
-        monkeypatch.setattr("pynas.deploy.cpu_model", lambda: cpu)
+        monkeypatch.setattr(module, "HERE", (table.provenance.runner,))
+        monkeypatch.setattr(module, "cpu_model", lambda: cpu)
     assert _best(rows, table)[0].name == best
 
 
@@ -125,7 +126,7 @@ def test_command(finished: pynas.Run, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--formats", "pt3"], "Unknown format 'pt3'. Did you mean 'pt2'"),
+        (["--formats", "onx"], "Unknown format 'onx'. Did you mean 'onnx'"),
         (["--device", "cortex-a27"], "Did you mean 'cortex-a72'"),
         (["--repeats", "0"], "repeats must be at least 1"),
         (["--max_drop", "3"], "max_drop must lie between 0 and 1"),

@@ -142,8 +142,8 @@ def export(
             answer = exporter.open(temporary)
             if data is not None:
                 right = accuracy(original, data.test, data) if net_accuracy is None else net_accuracy
-                tested = {"accuracy": file_accuracy(answer, data), "test_images": len(data.test)}
-                report = replace(report, net_accuracy=right, **tested)
+                tested = file_accuracy(answer, data)
+                report = replace(report, accuracy=tested, net_accuracy=right, test_images=len(data.test))
             if repeats:
                 latency = time_files({"": (answer, exporter.version)}, inputs[0][:1], repeats)[""]
                 report = replace(report, latency=latency)
@@ -179,8 +179,9 @@ def _run_back(
             f"{report.path.name} was not written: run back, its {difference_text(*figures)}; the tolerance is "
             f"{tolerance:g}."
         )
-    found = dict(zip(("max_abs_diff", "relative_diff", "argmax_agreement"), figures, strict=True))
-    return replace(report, images=sum(map(len, inputs)), **found)
+    largest, relative, same = figures
+    images = sum(map(len, inputs))
+    return replace(report, images=images, max_abs_diff=largest, relative_diff=relative, argmax_agreement=same)
 
 
 def _warning(report: Report, how: Quantising) -> str:

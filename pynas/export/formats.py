@@ -99,7 +99,11 @@ def one_by_one(answer: Answer) -> Answer:
 
 FORMATS: Registry[Exporter] = Registry("format")
 
-# Formats whose packages cannot be installed beside this one: why, and what to type instead.
+# Formats whose packages cannot be installed beside the others': why, and what to type instead.
 ELSEWHERE: dict[str, str] = {
-    "tflite": "TBD",
+    "tflite": (
+        "litert-torch needs typing-extensions 4.12 and TVM's package 4.13 or newer, so it wants an environment of its "
+        "own. Type: pynas export RUN --path net.pt2; python3 -m venv lite; lite/bin/pip install litert-torch "
+        f"ai-edge-litert; lite/bin/python {Path(__file__).with_name('pt2_to_tflite.py')} net.pt2 net.tflite"
+    ),
 }
