@@ -283,13 +283,15 @@ def _note(made: Deployment) -> dict[str, Any]:
 
 def _show(made: Deployment, show: Show) -> None:
     cpu = next((f"{row.latency.device}, 1 thread, batch 1, in turns" for row in made.rows if row.latency), "-")
-    own = any(row.own for row in made.rows)
     note = (
-        f"net: {made.accuracy:.2%} of {made.images} test images; here: {cpu}; predicted: {made.about}"
-        f"{'; * by this very runtime' if own else ''}"
+        f"net: {made.accuracy:.2%} of {made.images} test images; here: {cpu}; on {made.device}: predicted, in brackets "
+        f"where its rows are of another runtime; {made.about}"
     )
-    columns = ("file", "MB", "difference", "accuracy", "ms here", f"ms on {made.device}", "note")
+    columns = ("file", "MB", "difference", "accuracy", "ms here", f"ms on {made.device}")
     show.table("Deployment", columns, [_cells(row) for row in made.rows], note=note)
+    for row in made.rows:
+        if remark := _remark(row):
+            show.line(f"{row.name}: {remark}")
     show.line(f"best for {made.device}: {made.best}, {made.why}")
     show.line(f"files: {made.path.parent}; the table: {made.path}")
     for row in made.rows:
@@ -300,19 +302,23 @@ def _show(made: Deployment, show: Show) -> None:
 def _cells(row: Row) -> tuple[str, ...]:
     report = row.report
     if report is None:
-        return (row.name, "-", "-", "-", "-", "-", row.reason)
+        return (row.name, "-", "-", "-", "-", "-")
     relative = "-" if report.relative_diff is None else f"{report.relative_diff:.1e}"
     right = "-" if report.accuracy is None else f"{report.accuracy:.2%}"
-    here = "-" if row.latency is None else f"{row.latency.median_ms:.3g} +- {row.latency.spread_ms:.1g}"
-    there = "-" if row.predicted_ms is None else f"{row.predicted_ms:.3g}{'*' if row.own else ''}"
-    return (row.name, f"{report.size_bytes / 1e6:.2f}", relative, right, here, there, _remark(report))
+    here = "-" if row.latency is None else f"{row.latency.median_ms:.3g} ± {row.latency.spread_ms:.1g}"
+    there = "-" if row.predicted_ms is None else f"{row.predicted_ms:.3g}"
+    if row.predicted_ms is not None and not row.own:
+        there = f"({there})"
+    return (row.name, f"{report.size_bytes / 1e6:.2f}", relative, right, here, there)
 
 
-def _remark(report: Report) -> str:
+def _remark(row: Row) -> str:
+    """What a row cannot say in its columns."""
+    report = row.report
+    if report is None:
+        return row.reason
     if report.not_run:
         return f"not run back: {report.not_run}"
-    if report.warning:
-        return f"loses {100 * (report.drop or 0):.2f} points"
-    if report.target != "host":
-        return f"run back under an emulator on {report.images} images"
-    return report.version
+    if row.target != "host":
+        return f"run back under an emulator, on {report.images} test images"
+    return ""

@@ -38,7 +38,7 @@ def small(
 def test_file_and_figures(small: tuple[Exporter, Report], data: Data) -> None:
     exporter, report = small
     assert report.precision == "int8"
-    assert (report.test_images, report.images) == (len(data.test), 1 + 3 + 64)
+    assert (report.test_images, report.images) == (len(data.test), 64)
     assert report.accuracy == file_accuracy(exporter.open(report.path), data)
     assert report.relative_diff is not None
     assert 1e-5 < report.relative_diff < 0.5  # quantised, and still the same net
