@@ -11,16 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from runs import copied
 from test_exporters import PT2
 
 import pynas
+from pynas.api import images_of, weighted
 from pynas.cli import main
 from pynas.deploy import Deployment, Row, _best
-from pynas.export import FORMATS, HostLatency, Report
+from pynas.export import FORMATS, HostLatency, Report, tvm_runner
 from pynas.registry import MissingExtra
 
+TFLITE = Path(pynas.__file__).parent / "export" / "pt2_to_tflite.py"
 BENCH = Path(__file__).parents[1] / "bench" / "emulated_net.py"
 
 
@@ -163,6 +167,36 @@ def test_export_without_the_images_says_so(
 
 
 @pytest.mark.tvm
+def test_the_script_beside_a_library_needs_no_pynas(finished: pynas.Run, tmp_path: Path) -> None:
+    pytest.importorskip("tvm")
+    report = pynas.export(finished, str(tmp_path / "net.so"), repeats=0, quiet=True)
+    saved, config = weighted(finished, None, "trained")
+    data = images_of(saved, config)
+    pixels = data.test.pixels(range(3))
+    np.save(tmp_path / "images.npy", pixels.permute(0, 2, 3, 1).contiguous().numpy())
+    with torch.no_grad():
+        expected = saved.net(data.normalise(pixels))
+    command = [sys.executable, f"{report.path}.py", "images.npy", "logits.npy"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert f"image 0: {data.classes[int(expected[0].argmax())]}" in done.stdout
+    torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "logits.npy")), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_script_takes_images_of_two_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"input_size": [3, 4, 5], "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.25, 0.5]}
+    monkeypatch.setattr(tvm_runner, "SETTINGS", settings)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), dtype=np.uint8)
+    expected = (pixels / 255 - settings["mean"]) / settings["std"]
+    np.testing.assert_allclose(tvm_runner.prepared(pixels), expected, rtol=1e-5, atol=1e-6)
+    normalised = expected.astype(np.float32).transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(tvm_runner.prepared(normalised), expected.astype(np.float32))
+    with pytest.raises(SystemExit, match=r"must be uint8 \(N, 4, 5, 3\) or float32 \(N, 3, 4, 5\), not float64"):
+        tvm_runner.prepared(expected)
+
+
+@pytest.mark.tvm
 def test_code_for_another_cpu(finished: pynas.Run) -> None:
     pytest.importorskip("tvm")
     made = pynas.deploy(finished, formats=["tvm"], device="cortex-a72", repeats=2, quiet=True)
@@ -179,6 +213,16 @@ def test_code_for_another_cpu(finished: pynas.Run) -> None:
         assert there.report.images == 20
         assert there.report.relative_diff < 1e-5
         assert made.best == there.name == "net.cortex-a72.so"
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "words"),
+    [([], 2, "usage: "), (["gone.pt2", "net.tflite"], 1, "There is no file gone.pt2. Write")],
+)
+def test_the_script_for_tflite_says_how_it_is_used(flags: list[str], status: int, words: str, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, TFLITE, *flags], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == status
+    assert words in done.stderr
 
 
 @pytest.mark.slow
