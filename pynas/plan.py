@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 import cost_models
@@ -19,7 +20,7 @@ from pynas.budget import check_budget, cost_range
 from pynas.console import Show
 from pynas.evolution import EvolutionSettings
 from pynas.fuse import fuse
-from pynas.kernels import setting
+from pynas.kernels import cuda, cuda_verdicts, setting
 from pynas.ops import build
 from pynas.pareto import Goal, goals
 from pynas.registry import FAMILIES, SPACES, STRATEGIES, SearchSpace, Vanishing
@@ -215,7 +216,7 @@ def kernels_used(space: SearchSpace, amp: str = "off", images: int = 16, train_o
     """In how many layers of a space's supernet training on so many images runs in fused kernels, as it is set."""
     slots, facts = space.slots(), kernels.facts()
     if train_on != "cpu":
-        return f"plain PyTorch in all {len(slots)} layers (on the GPU)"
+        return _used_on_gpu(len(slots))
     if amp != "off":
         return f"plain PyTorch in all {len(slots)} layers (mixed precision)"
     if facts["isa"] == "none":
@@ -225,6 +226,19 @@ def kernels_used(space: SearchSpace, amp: str = "off", images: int = 16, train_o
     if not fused:
         return f"plain PyTorch in all {len(slots)} layers{asked}"
     return f"fused C++ ({facts['isa']}) in {fused} of {len(slots)} layers{asked}"
+
+
+def _used_on_gpu(layers: int) -> str:
+    plain = f"plain PyTorch in all {layers} layers on the GPU"
+    if setting.current() == "reference" or not cuda.built():
+        return plain
+    if setting.current() == "fused":
+        return "CUDA kernels in every layer that they can take (kernels='fused')"
+    verdicts = cuda_verdicts.read(torch.device("cuda")) if torch.cuda.is_available() else {}
+    if not verdicts:
+        return f"{plain} (CUDA kernels run where this has found them faster: pynas kernels tune)"
+    faster = sum(verdict.fused for verdict in verdicts.values())
+    return f"whichever pynas kernels tune found faster on this GPU (CUDA kernels in {faster} of {len(verdicts)} cases)"
 
 
 def classifier_specs(space: SearchSpace) -> list[cost_models.OpSpec]:

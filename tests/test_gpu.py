@@ -20,7 +20,7 @@ from test_strategies import SHORT, Silent, folder, given_to, make, start
 
 import pynas
 from pynas import STRATEGIES, Run, settings
-from pynas.kernels import setting
+from pynas.kernels import cuda, setting
 from pynas.strategies import Candidate, Problem, Strategy
 from pynas.strategies.random import random_architectures
 from pynas.training.data import Data, open_data
@@ -59,7 +59,8 @@ CELLS: list[tuple[str, dict[str, Any]]] = [
     ("spos", {}),
 ]
 ASKED = [(name, way, False) for name, way in EVERY] + [(name, way, True) for name, way in CELLS]
-SLOWER = [(*one, pytest.mark.slow) if one[1] else (*one, ()) for one in ASKED]  # ways cost as much as strategies
+# Ways cost as much as strategies, and cells more than layers.
+SLOWER = [(*one, pytest.mark.slow if one[1] or one[2] or one[0] == "enas" else ()) for one in ASKED]
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +198,7 @@ def test_words_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
         pynas.search(train_on="gpu", quiet=True)  # type: ignore[arg-type]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     settings.check_kernels("auto", "off", "cuda")
-    with pytest.raises(ValueError, match="kernels"):
+    with cuda.using(None), pytest.raises(ValueError, match="needs the CUDA kernels"):
         settings.check_kernels("fused", "off", "cuda")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NAME = "libpynas_cuda.so"
+NAME = "lib/libpynas_cuda.so"  # in a folder that is no package, or it would look like a module of pynas
 
 
 class Library:
