@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,11 +47,37 @@ COLUMNS = 7  # epochs of a strip
 Cell = Mapping[tuple[int, int], str]  # operation of every edge that is there, by source and node
 
 
-def draw_cells(architecture: Architecture) -> Figure:
+@dataclass(frozen=True)
+class Look:
+    """How labels of a drawing look.
+
+    Args:
+        text: Size of labels, in points.
+        circle: Diameter of nodes, in points.
+        short: Whether operations have short names.
+        high: Multiplies the height.
+    """
+
+    text: float = 8.0
+    circle: float = 31.0
+    short: bool = False
+    high: float = 1.0
+
+    @staticmethod
+    def of(width: float) -> Look:
+        """What suits a width in points."""
+        return Look(9.0, 25.0, True, 0.9) if width < 600 else Look(11.0, 36.0, False, 1.15)
+
+
+def draw_cells(architecture: Architecture, width: float | None = None) -> Figure:
     """The cells of an architecture as graphs, a matplotlib figure; `save_figure` writes it.
 
     Edges that are `none`, or start from a node that nothing reaches, are left out. Such nodes, and inputs that no edge
     starts from, are drawn in grey.
+
+    Args:
+        architecture: To draw.
+        width: Of the figure, in points; by default what labels need. Below 600, operations have short names.
 
     Raises:
         ValueError: If its space has no cells.
@@ -64,12 +91,14 @@ def draw_cells(architecture: Architecture) -> Figure:
     space = architecture.search_space()
     cells = cells_of(space, {name: options[0] for name, options in architecture.choices.items()})
     places = _places(space)
-    figure = Figure(figsize=(1.45 * (places + 1), sum(_height(cell) for cell in cells.values())), layout="constrained")
-    heights = [_height(cell) for cell in cells.values()]
+    inches = 1.45 * (places + 1) if width is None else width / 72
+    look = Look() if width is None else Look.of(width)
+    heights = [_height(cell) * look.high for cell in cells.values()]
+    figure = Figure(figsize=(inches, sum(heights)), layout="constrained")
     axes = figure.subplots(len(cells), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axis, (name, cell) in zip(axes, cells.items(), strict=True):
-        _draw(axis, cell, places, labels=True)
-        _title(axis, f"{NAMES.get(name, name)}: {_summary(cell, places)}", 10)
+        _draw(axis, cell, places, look)
+        _title(axis, f"{NAMES.get(name, name)}: {_summary(cell, places)}", look.text + 2)
     return figure
 
 
@@ -118,7 +147,7 @@ def draw_grid(space: SearchSpace, networks: Mapping[str, Mapping[str, str]]) -> 
     axes = figure.subplots(len(names), len(drawn), squeeze=False, height_ratios=tops)
     for column, (title, cells) in enumerate(drawn.items()):
         for row, (name, cell) in enumerate(cells.items()):
-            _draw(axes[row, column], cell, places, labels=False, top=tops[row])
+            _draw(axes[row, column], cell, places, None, top=tops[row])
             over = f"{title}\n" if row == 0 else ""
             _title(axes[row, column], f"{over}{_summary(cell, places)}", 8)
             if column == 0:
@@ -126,12 +155,19 @@ def draw_grid(space: SearchSpace, networks: Mapping[str, Mapping[str, str]]) -> 
     every = [option for cells in drawn.values() for cell in cells.values() for option in cell.values()]
     used = [option for option in COLOURS if option in every]
     lines = [Line2D([], [], color=COLOURS[option], linestyle=_style(option), linewidth=2) for option in used]
-    figure.legend(lines, [_words(option) for option in used], loc="outside lower center", ncols=7, fontsize=8)
+    columns = max(2, min(7, int(1.45 * len(drawn))))
+    figure.legend(
+        lines, [_words(option) for option in used], loc="outside lower center", ncols=columns, fontsize=8, frameon=False
+    )
     return figure
 
 
-def draw_credit(run: Run | str | Path) -> Figure:
+def draw_credit(run: Run | str | Path, width: float = 648) -> Figure:
     """The credit that the loss gave every edge after every epoch (`pynas.credit`): a colour for each.
+
+    Args:
+        run: Of strategy snas.
+        width: Of the figure, in points.
 
     Raises:
         ValueError: The space has no cells, or the run logged no credit.
@@ -145,7 +181,7 @@ def draw_credit(run: Run | str | Path) -> Figure:
     if not logged:
         raise ValueError(f"{found.folder} has no credit of edges; strategy snas logs it unless credit is false.")
     types = list(dict.fromkeys(node.cell for node in nodes))
-    figure = Figure(figsize=(9, 2.9 * len(types)), layout="constrained")
+    figure = Figure(figsize=(width / 72, 2.9 * len(types)), layout="constrained")
     axes = figure.subplots(len(types), 1, squeeze=False)[:, 0]
     most = max(abs(value) for credits in logged for value in credits.values()) or 1.0
     for axis, cell in zip(axes, types, strict=True):
@@ -248,12 +284,18 @@ def _summary(cell: Cell, places: int) -> str:
     return edges + (f", {vanished} node{'' if vanished == 1 else 's'} vanished" if vanished else "")
 
 
-def _title(axis: Axes, text: str, size: int) -> None:
+def _title(axis: Axes, text: str, size: float) -> None:
     axis.set_title(text, fontsize=size, loc="left" if size > 8 else "center")
 
 
 def _words(option: str) -> str:
     return option.replace("_connect", "").replace("_", " ")
+
+
+def _brief(option: str) -> str:
+    """`sep_conv_5x5` as "sep 5"."""
+    first, *_, last = option.split("_")
+    return f"{first} {last[0]}" if last[0].isdigit() else first
 
 
 def _edge_name(choice: str) -> str:
@@ -269,50 +311,51 @@ def _style(option: str) -> Literal["-", "--"]:
     return "--" if option in DASHED else "-"
 
 
-def _draw(axis: Axes, cell: Cell, places: int, labels: bool, top: float | None = None) -> None:
-    """One cell into axes: arcs above the line for edges, thin ones below to the output."""
+def _draw(axis: Axes, cell: Cell, places: int, look: Look | None, top: float | None = None) -> None:
+    """One cell into axes: arcs above the line for edges, thin ones below to the output; without a look, no labels."""
     from matplotlib.patches import FancyArrowPatch, PathPatch
     from matplotlib.path import Path as Curve
 
     reached = {place for edge in cell for place in edge}
-    size = 14 if labels else 5
     for (source, node), option in sorted(cell.items(), key=lambda item: item[0][0] - item[0][1]):
         summit = RISE * (node - source)
         # Longer arcs leave further to the left and arrive further to the right, so that those of a node do not cross.
         apart = 0.03 * (node - source - 1)
-        start, end, rim = source + 0.08 - apart, node - 0.08 + apart, RIM if labels else 0.0
+        start, end, rim = source + 0.08 - apart, node - 0.08 + apart, 0.0 if look is None else RIM
         high = (summit - rim / 4) * 4 / 3
         points = [(start, rim), (start + 0.12, high), (end - 0.12, high), (end, rim)]
         curve = Curve(points, [Curve.MOVETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4])
         colour, style = COLOURS.get(option, OTHER), _style(option)
-        width = 1.8 if labels else 1.2
-        if labels:
+        width = 1.2 if look is None else 1.8
+        if look is not None:
             shape: Any = FancyArrowPatch(
                 path=curve, arrowstyle="-|>,head_width=2.5,head_length=5", color=colour, linestyle=style, lw=width
             )
             box = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none"}
             middle = (source + node) / 2, summit
-            axis.text(*middle, _words(option), fontsize=8, color=colour, ha="center", va="center", bbox=box, zorder=4)
+            name = _brief(option) if look.short else _words(option)
+            axis.text(*middle, name, fontsize=look.text, color=colour, ha="center", va="center", bbox=box, zorder=4)
         else:
             shape = PathPatch(curve, fill=False, edgecolor=colour, linestyle=style, lw=width)
         axis.add_patch(shape)
     for place in range(places):
-        _circle(axis, place, place in reached, size, labels)
+        _circle(axis, place, place in reached, look)
         if place >= 2 and place in reached:
             _to_output(axis, place, places)
-    _circle(axis, places, bool(cell), size, labels, "out")
+    _circle(axis, places, bool(cell), look, "out")
     axis.set_xlim(-0.6, places + 0.6)
-    axis.set_ylim(-0.5 if labels else -0.42, top if top is not None else _top(cell))
+    axis.set_ylim(-0.42 if look is None else -0.5, top if top is not None else _top(cell))
     axis.set_axis_off()
 
 
-def _circle(axis: Axes, place: int, there: bool, size: float, labels: bool, name: str = "") -> None:
-    colour = "black" if there else "#999999"
+def _circle(axis: Axes, place: int, there: bool, look: Look | None, name: str = "") -> None:
+    colour = "black" if there else "#767676"
     face = "#EEEEEE" if there else "white"
-    style = {"marker": "o", "markersize": size * (2.2 if labels else 1), "markeredgecolor": colour}
+    style = {"marker": "o", "markersize": 5.0 if look is None else look.circle, "markeredgecolor": colour}
     axis.plot([place], [0.0], linestyle="none", markerfacecolor=face, zorder=5, **style)  # type: ignore[arg-type]
-    if labels:
-        axis.text(place, 0.0, name or _place_name(place), fontsize=8, color=colour, ha="center", va="center", zorder=6)
+    if look is not None:
+        told = name or _place_name(place)
+        axis.text(place, 0.0, told, fontsize=look.text, color=colour, ha="center", va="center", zorder=6)
 
 
 def _to_output(axis: Axes, place: int, places: int) -> None:

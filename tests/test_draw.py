@@ -66,7 +66,7 @@ def test_what_vanished_is_grey_and_its_edges_are_left_out() -> None:
     assert normal[0] == "normal cell: 2 edges, 1 node vanished"
     assert "sep conv 3x3" not in normal
     assert reduction[0] == "reduction cell: 0 edges, 3 nodes vanished"
-    grey = {text.get_text() for text in figure.axes[0].texts if text.get_color() == "#999999"}
+    grey = {text.get_text() for text in figure.axes[0].texts if text.get_color() == "#767676"}
     assert grey == {"k-2", "n2"}
 
 

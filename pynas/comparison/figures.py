@@ -19,12 +19,18 @@ if TYPE_CHECKING:
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB", "#000000")
 
 
-def draw_curves(rows: Sequence[Row], target: float | None = None) -> Figure:
-    """Accuracy of the search over gradient computations and over time, and entropy; a line for each run."""
+def draw_curves(rows: Sequence[Row], target: float | None = None, columns: int = 3) -> Figure:
+    """Accuracy of the search over gradient computations and over time, and entropy; a line for each run.
+
+    Args:
+        rows: Of the comparison.
+        target: An accuracy to mark, between 0 and 1.
+        columns: Side by side: 3, or 1 for narrow pages.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    figure = Figure(figsize=(13 * columns / 3, 4.2 * 3 / columns), layout="constrained")
+    left, middle, right = figure.subplots(3 // columns, columns).flat
     _lines(left, rows, lambda p: p.gradients / 1000, lambda p: _percent(p.accuracy))
     _lines(middle, rows, lambda p: p.seconds, lambda p: _percent(p.accuracy))
     _lines(right, rows, lambda p: p.gradients / 1000, lambda p: p.entropy)
@@ -54,12 +60,19 @@ def _lines(axes: Axes, rows: Sequence[Row], x: Callable[[Point], float], y: Call
                 axes.plot(*zip(*points, strict=True), marker="o", markersize=2.5, linewidth=1.3, label=named, **style)  # type: ignore[arg-type]
 
 
-def draw_children(rows: Sequence[Row], target: float | None = None) -> Figure:
-    """Search network and child without retraining; found networks by size and by latency."""
+def draw_children(rows: Sequence[Row], target: float | None = None, columns: int = 3) -> Figure:
+    """Search network and child without retraining; found networks by size and by latency.
+
+    Args:
+        rows: Of the comparison.
+        target: An accuracy to mark, between 0 and 1.
+        columns: Side by side: 3, or 1 for narrow pages.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
+    figure = Figure(figsize=(13 * columns / 3, 4.2 * 3 / columns), layout="constrained")
+    ratios = (1.3, 1, 1) if columns == 3 else (1,)
+    left, middle, right = figure.subplots(3 // columns, columns, width_ratios=ratios).flat
     names = labels(rows)
     for place, label in enumerate(names):
         for number, run in enumerate(of(rows, label)):

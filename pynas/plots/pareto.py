@@ -1,4 +1,4 @@
-"""Pictures of a finished search. matplotlib loads when one is drawn, not before."""
+"""The Pareto set of a search, amid all that was judged on the way."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cost_models.names import unknown
 from pynas.pareto import GOALS, SHORT, Goal
 from pynas.plan import goals_of
+from pynas.plots import style
 from pynas.results import Run
 from pynas.strategies import Candidate
 from pynas.training.run import RunFolder
@@ -28,7 +29,7 @@ _VALUES: dict[str, tuple[Callable[[Candidate], float | None], float]] = {
 }
 
 
-def plot_pareto(run: Run | str | Path, x: str | None = None) -> Figure:
+def plot_pareto(run: Run | str | Path, x: str | None = None, width: float = 460) -> Figure:
     """Accuracy against latency, MACs or parameters: the Pareto set, all else that was judged, and the limits.
 
     Accuracies are those with inherited weights. Numbers are those that `pynas.retrain(run, net=...)` takes.
@@ -37,6 +38,7 @@ def plot_pareto(run: Run | str | Path, x: str | None = None) -> Figure:
         run: A finished search with objectives, or its folder.
         x: "latency_ms" ("latency" for short), "macs" or "params"; by default the first of the objectives that is none
             of accuracy, else latency.
+        width: Of the picture, in pixels.
 
     Raises:
         ValueError: If the run was searched without objectives, or x is no such word.
@@ -53,17 +55,31 @@ def plot_pareto(run: Run | str | Path, x: str | None = None) -> Figure:
     name = SHORT.get(x or "", x) or (others[0] if others else "latency_ms")
     if name not in _VALUES:
         raise unknown("axis of a Pareto plot", name, _VALUES)
-    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+    figure = Figure(figsize=(width / 72, 4.6), layout="constrained")
     axes = figure.add_subplot()
     _draw_networks(axes, found, name, wanted)
     _draw_limits(axes, name, wanted)
     axes.margins(y=0.08)  # for the numbers above the points
     axes.set_xlabel(_label(name, str(config["device"])))
     axes.set_ylabel("accuracy with inherited weights (%)")
-    axes.set_title(_title(found, wanted, config), fontsize=9)
+    axes.set_title(_title(found, wanted, config), fontsize=9, wrap=True)
     axes.grid(alpha=0.25)
-    axes.legend(loc="best", fontsize=8, framealpha=0.9)
+    style.quiet(axes)
+    axes.legend(loc="best", fontsize=8, frameon=False)
+    _thin(figure, axes)
     return figure
+
+
+def _thin(figure: Figure, axes: Axes) -> None:
+    """Takes away numbers that would stand on others; those of more accurate networks stay."""
+    figure.draw_without_rendering()
+    kept: list[Any] = []
+    for text in list(axes.texts):
+        box = text.get_window_extent()
+        if any(box.overlaps(other) for other in kept):
+            text.remove()
+        else:
+            kept.append(box)
 
 
 def _draw_networks(axes: Axes, run: Run, name: str, wanted: Sequence[Goal]) -> None:
@@ -123,3 +139,9 @@ def _label(name: str, device: str) -> str:
 def _title(run: Run, wanted: Sequence[Goal], config: dict[str, Any]) -> str:
     asked = ", ".join(f"{goal.name} ({goal.direction})" for goal in wanted if goal.pursued)
     return f"{config['space']} by {config['strategy']['name']}: {asked}; {len(run.judged)} networks judged"
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """At most so many places of a list, evenly spaced, the first and the last among them."""
+    last = min(count, most) - 1
+    return [round(row * (count - 1) / last) if last else 0 for row in range(last + 1)]
