@@ -103,10 +103,15 @@ class Lines:
 
     def __init__(self, title: str, total: int, console: Console) -> None:
         self._title, self._total, self._console = title, max(1, total), console
-        self._done = self._quarters = 0
+        self._done = self._quarters = self._before = 0
         self._began = time.monotonic()
 
     def advance(self, text: str) -> None:
+        self._before += text == "resumed"  # was done before, so it says nothing of the time that the rest takes
+        fresh = self._done + 1 - self._before
+        if fresh > 0 and self._done + 1 < self._total:
+            seconds = (time.monotonic() - self._began) / fresh * (self._total - self._done - 1)
+            text = f"{text}  {seconds:.0f} s left"
         self._show(self._done + 1, self._total, text)
 
     def report(self, done: int, total: int, seconds_left: float) -> None:

@@ -18,7 +18,7 @@ from pynas.strategies.derive import sampled, submodels
 from pynas.supernet import Supernet
 from pynas.training.feed import Feed, batches
 from pynas.training.judge import Judging, Score
-from pynas.training.loop import Bars, unseen
+from pynas.training.loop import Bars, Best, unseen
 from pynas.training.optim import autocast, fast_layout
 from pynas.training.run import RunFolder
 from pynas.training.submodels import Submodels
@@ -166,8 +166,8 @@ def judged(
     with bars("judging", len(ways) * len(found)) as bar:
 
         def scored(images: int) -> list[Score]:
-            judges = submodels(net, problem, feed, images, run)
-            return judges.scores(architectures, lambda net, score: bar.advance(f"accuracy {score.accuracy:.2%}"))
+            judges, best = submodels(net, problem, feed, images, run), Best()
+            return judges.scores(architectures, lambda _, score: bar.advance(best.see(score.accuracy)))
 
         bare, *recalibrated = map(scored, ways)
     scores = recalibrated[0] if recalibrated else bare

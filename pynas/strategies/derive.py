@@ -16,7 +16,7 @@ from pynas.strategies.shared_weights import Descending, SharedWeights
 from pynas.supernet import Supernet
 from pynas.training.feed import Feed
 from pynas.training.judge import Judging
-from pynas.training.loop import Bar, Bars
+from pynas.training.loop import Bar, Bars, Best
 from pynas.training.run import RunFolder
 from pynas.training.submodels import Submodels
 
@@ -58,7 +58,8 @@ def sampled(problem: Problem, log_probabilities: Floats, samples: int) -> Found:
 
 def ranked(problem: Problem, found: Found, judges: Submodels, bar: Bar) -> list[Candidate]:
     """Networks as candidates, best first; of equal accuracy, the one of lower cross-entropy."""
-    scores = judges.scores([net for _, net in found], lambda net, score: bar.advance(f"accuracy {score.accuracy:.2%}"))
+    best = Best()
+    scores = judges.scores([net for _, net in found], lambda _, score: bar.advance(best.see(score.accuracy)))
     order = sorted(range(len(found)), key=lambda place: (-scores[place].accuracy, scores[place].loss))
     return [
         Candidate(architecture, scores[place].accuracy, problem.table.cost(architecture), origin)

@@ -17,7 +17,7 @@ from pynas.pareto import front
 from pynas.strategies.base import Candidate, Problem
 from pynas.supernet import cost_table
 from pynas.training.judge import Score
-from pynas.training.loop import Bar, Bars
+from pynas.training.loop import Bar, Bars, Best
 from pynas.training.run import RunFolder
 from pynas.training.submodels import Submodels
 
@@ -103,10 +103,14 @@ def _judged(judges: Submodels, nets: Sequence[Architecture], bar: Bar, evolution
     volumes = [generation.hypervolume for generation in evolution.history]
     text = f"generation {len(volumes)}" + (f"  hypervolume {volumes[-1]:.4g}" if volumes else "")
     told: list[str] = []
+    best = Best()
+    for each in evolution.evaluated:
+        best.see(each.values["accuracy"])
 
     def note(architecture: Architecture, score: Score) -> None:
         told.append(architecture.fingerprint)
-        bar.advance(text)
+        best.see(score.accuracy)
+        bar.advance(f"{text}  {best}")
 
     scores = judges.scores(nets, note)
     for _ in range(len(nets) - len(told)):

@@ -75,6 +75,31 @@ def unseen(title: str, total: int) -> Iterator[Bar]:
 Bars = Callable[[str, int], contextlib.AbstractContextManager[Bar]]  # makes one of a title and a number of steps
 
 
+# Accuracies that epochs log, the first of them that is there counts; a list has those of networks tried so far.
+ACCURACIES = ("search_accuracy", "theta_accuracy", "alpha_accuracy", "weight_accuracy", "train_accuracy", "accuracies")
+
+
+class Best:
+    """The best accuracy so far, as a bar shows it."""
+
+    def __init__(self) -> None:
+        self.accuracy: float | None = None
+
+    def see(self, accuracy: float) -> str:
+        """Takes note of a network's accuracy, and says it beside the best."""
+        self.accuracy = accuracy if self.accuracy is None else max(self.accuracy, accuracy)
+        return f"accuracy {accuracy:.2%}  {self}"
+
+    def see_epoch(self, record: Mapping[str, Any]) -> None:
+        """Takes note of an epoch that was logged."""
+        found = next((record[name] for name in ACCURACIES if record.get(name)), None)
+        if found is not None:
+            self.see(max(found) if isinstance(found, list) else found)
+
+    def __str__(self) -> str:
+        return "" if self.accuracy is None else f"best {self.accuracy:.2%}"
+
+
 class Diverged(ValueError):
     """The loss is no longer a number."""
 
@@ -107,10 +132,13 @@ def train(task: Task, feed: Feed, run: RunFolder, stage: str, bar: Bar, go_on: s
     start = run.load_checkpoint(stage)
     first_epoch, first_step = 0, 0
     totals: dict[str, list[float]] = {}
+    best = Best()
     if start is not None:
         task.load_state_dict(start["task"])
         feed.load_state_dict(start["feed"])
         first_epoch, first_step, totals = start["epoch"], start["step"], start["totals"]
+        for record in run.metrics(stage)[:first_epoch]:
+            best.see_epoch(record)
         for _ in range(sum(task.steps(feed, epoch) for epoch in range(first_epoch)) + first_step):
             bar.advance("resumed")
 
@@ -139,7 +167,7 @@ def train(task: Task, feed: Feed, run: RunFolder, stage: str, bar: Bar, go_on: s
                 pending.append(task.step(feed, Progress(epoch, step)))
                 if len(pending) >= READ_EVERY or not any(isinstance(x, Tensor) for x in pending[-1].values()):
                     read(epoch, step + 1)
-                bar.advance(f"epoch {epoch + 1}/{task.epochs}  loss {shown:.3f}")
+                bar.advance(f"epoch {epoch + 1}/{task.epochs}  loss {shown:.3f}  {best}".rstrip())
                 if interrupted.is_set() and step < steps - 1:
                     read(epoch, step + 1)
                     save(epoch, step + 1)
@@ -148,6 +176,7 @@ def train(task: Task, feed: Feed, run: RunFolder, stage: str, bar: Bar, go_on: s
             means = {name: math.fsum(values) / len(values) for name, values in totals.items()}
             record = means | task.end_epoch(epoch) | {"seconds": round(time.monotonic() - began, 2)}
             totals, first_step = {}, 0
+            best.see_epoch(record)
             run.log(stage, epoch, record)
             save(epoch + 1, 0)
             if interrupted.is_set():
