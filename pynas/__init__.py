@@ -7,13 +7,15 @@ Counts(params=4321464, macs=249921848)
 
 The front door is `search`; `retrain`, `evaluate`, `export` and `measure` do its parts alone, `deploy` writes every
 format, and `from_pretrained` reads what `run.save_pretrained` wrote. `check_table` and `fit_table` look after latency
-tables, `fairness` says whether the options of a search had equal chances, `rank` how well it orders networks,
-`plot_pareto` and `draw_cells` draw what it found. `rep` gives networks of your own branches to train with. Everything
-with a name (spaces, strategies, formats, devices) is listed by `pynas list`.
+tables, `fairness` says whether the options of a search had equal chances, `rank` how well it orders networks, `report`
+writes one page of everything, `runs` lists what there is, and the `plot_` functions draw what was found and how. `rep`
+gives networks of your own branches to train with. Everything with a name (spaces, strategies, formats, devices) is
+listed by `pynas list`.
 """
 
 import cost_models
-import pynas.export  # noqa: F401  loads the package before its name becomes the function's
+import pynas.export
+import pynas.report  # noqa: F401  loads the packages before their names become the functions'
 from pynas import compare as _compare
 from pynas import deploy as _deploy
 from pynas import fuse as _fuse
@@ -46,7 +48,18 @@ from pynas.api import evaluate, retrain, search  # isort: skip
 from pynas.exporting import export  # isort: skip
 from pynas.measuring import check_table, fit_table, measure  # isort: skip
 from pynas.draw import draw_cells, draw_credit, draw_strip  # isort: skip
-from pynas.plots import plot_pareto  # isort: skip
+from pynas.plots import (  # isort: skip
+    plot_curves,
+    plot_entropy,
+    plot_latency,
+    plot_layers,
+    plot_network,
+    plot_pareto,
+    plot_theta,
+    plot_trained,
+)
+from pynas.report.listing import runs  # isort: skip
+from pynas.report.page import report  # isort: skip
 from pynas.reports import fairness  # isort: skip
 
 compare = _compare.compare
@@ -99,11 +112,20 @@ __all__ = [
     "from_pretrained",
     "fuse",
     "measure",
+    "plot_curves",
+    "plot_entropy",
+    "plot_latency",
+    "plot_layers",
+    "plot_network",
     "plot_pareto",
+    "plot_theta",
+    "plot_trained",
     "published",
     "rank",
     "read_truth",
     "rep",
+    "report",
     "retrain",
+    "runs",
     "search",
 ]

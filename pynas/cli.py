@@ -25,6 +25,8 @@ from pynas.export import FORMATS
 from pynas.info import info
 from pynas.published import PUBLISHED
 from pynas.registry import FAMILIES, SPACES, STRATEGIES
+from pynas.report.listing import runs
+from pynas.report.page import report
 from pynas.settings import usual_strategy
 from pynas.spaces.hosts import HOSTS
 from pynas.tuning import tune
@@ -64,8 +66,8 @@ def _options() -> list[tuple[str, object]]:
     return [*OPTIONS.items(), *((name, type(kind).__name__) for name, kind in BRANCHES.items())]
 
 
-def _of_folder(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of a run as a command, which can only be given its folder."""
+def _of_folder(function: Callable[..., Any], kind: Any = str) -> Callable[..., Any]:
+    """A function of a run as a command, which can only be given its folder, or several."""
 
     @functools.wraps(function)
     def command(*given: Any, **named: Any) -> Any:
@@ -73,7 +75,7 @@ def _of_folder(function: Callable[..., Any]) -> Callable[..., Any]:
 
     signature = inspect.signature(function, eval_str=True)
     run, *rest = signature.parameters.values()
-    command.__signature__ = signature.replace(parameters=[run.replace(annotation=str), *rest])  # type: ignore[attr-defined]
+    command.__signature__ = signature.replace(parameters=[run.replace(annotation=kind), *rest])  # type: ignore[attr-defined]
     del command.__wrapped__  # the parser would read that one's
     return command
 
@@ -85,6 +87,8 @@ COMMANDS: dict[str, Any] = {
     "export": _of_folder(exporting.export),
     "deploy": _of_folder(deploy),
     "compare": compare,
+    "report": _of_folder(report, list[str]),
+    "runs": _of_folder(runs),
     "measure": measuring.measure,
     "table": {"_help": "Look at tables, make them.", "check": measuring.check_table, "fit": measuring.fit_table},
     "fairness": reports.fairness,
@@ -175,8 +179,11 @@ def _named_strategy(args: list[str]) -> list[str]:
 
 
 def _listed(args: list[str]) -> list[str]:
-    """Lets `pynas fairness RUN RUN` name several runs, where the parser wants one list."""
-    if args[:1] != ["fairness"]:
+    """Lets `pynas report RUN RUN` name several runs, where the parser wants one list, and `pynas runs FOLDER` a folder,
+    where it wants a flag."""
+    if args[:1] == ["runs"] and len(args) > 1 and not args[1].startswith("-"):
+        return [args[0], "--folder", *args[1:]]
+    if args[:1] not in (["fairness"], ["report"]):
         return args
     flagged = {place for place, arg in enumerate(args) if arg.startswith("-")}
     flagged |= {place + 1 for place in flagged if "=" not in args[place]}  # every flag takes a value

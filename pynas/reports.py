@@ -16,6 +16,7 @@ from pynas.pipeline import NothingShared
 from pynas.plan import make_plan
 from pynas.published import published
 from pynas.rank import FEWEST, Ranking, check_png, rank, scatter, write_png
+from pynas.report.ranks import as_plain
 from pynas.results import Alone, Run
 from pynas.summary import show_fairness, show_ranking
 from pynas.training.run import RunFolder
@@ -56,7 +57,9 @@ def fairness(runs: list[str], *, quiet: bool = False) -> list[dict[str, Any]]:
 def rank_run(
     run: str, *, truth: str | None = None, path: str | None = None, seed: int = 0, quiet: bool = False
 ) -> Ranking:
-    """Prints how well the accuracies of a run's shared weights order networks, and draws them.
+    """Prints how well the accuracies of a run's shared weights order networks, draws them, and keeps the numbers.
+
+    They lie in `ranking.json` of the run, where `pynas.report` finds them.
 
     Args:
         run: Folder of a finished search. All networks that it judged count, not only those that it found.
@@ -89,6 +92,7 @@ def rank_run(
     macs = {key(net.architecture): net.macs / 1e6 for net in finished.judged if net.macs is not None}
     colours = macs if set(ranking.keys) <= set(macs) else None  # older runs did not count
     write_png(scatter(ranking, colours=colours, colour_name="MACs (millions)"), target)
+    RunFolder(finished.folder).write_json("ranking.json", as_plain(ranking))
     show_ranking(ranking, target, show)
     return ranking
 

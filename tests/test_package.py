@@ -102,6 +102,7 @@ def test_export_and_fuse_are_functions() -> None:
     assert callable(pynas.fuse)
     assert callable(pynas.published)
     assert callable(pynas.rank)
+    assert callable(pynas.report)
 
 
 def test_files_stay_small() -> None:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from report_checks import checked
+from tables import write_table
 
+import cost_models
 from cost_models.analytic import Roofline
 from cost_models.base import CostModel
 from pynas import STRATEGIES, FBNet, RandomSearch, Supernet
 from pynas.architecture import SPACES
 from pynas.branch_budget import BranchBudget, branch_table
 from pynas.budget import BudgetedPaths, cost_range
+from pynas.report.page import report
+from pynas.results import write_candidates
 from pynas.strategies import Candidate, Problem, Strategy
 from pynas.supernet import cost_table
 from pynas.training.data import Data, open_data
@@ -112,6 +118,7 @@ class Whole:
     found: list[Candidate]
     losses: list[float]
     last: dict[str, Any]
+    run: RunFolder
 
 
 @pytest.fixture(scope="module", params=STRATEGIES)
@@ -122,13 +129,21 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def whole(name: str, data: Data, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     strategy, given = make(name), given_to(name)
-    feed, run = start(strategy, data, given), folder(tmp_path_factory.mktemp("whole"))
+    settings = {"name": name, "settings": dataclasses.asdict(strategy)}
+    space = {"space": given.space.name, "space_options": dict(given.space.options()), "strategy": settings}
+    asked = {**space, "data": "digits", "device": "board", "latency_ms": given.budget, "objectives": None, "seed": 0}
+    feed, run = start(strategy, data, given), RunFolder.create(tmp_path_factory.mktemp("whole"), asked)
     train(strategy, feed, run, "search", Silent(), "--resume")
     records = run.metrics("search")
     losses = [record.get("weight_loss", record["loss"]) for record in records]
     assert len(losses) == strategy.epochs
     state = copy.deepcopy(strategy.state_dict())
-    return Whole(given, state, strategy.derive(start_feed(data, strategy)), losses, records[-1])
+    found = strategy.derive(start_feed(data, strategy))
+    write_candidates(run, found)
+    history = getattr(strategy, "theta_history", None)
+    if history is not None:
+        run.write_array("theta.npy", history())
+    return Whole(given, state, found, losses, records[-1], run)
 
 
 def test_learns_and_meets_the_budget(whole: Whole) -> None:
@@ -159,6 +174,22 @@ def test_counts_the_updates_of_every_option(name: str, data: Data, whole: Whole)
     assert fairness["path_gradients"] >= sum(totals) / len(totals) * (1 - 1e-3)
     assert fairness["least"] <= fairness["most"]
     assert 0 <= fairness["p"] <= 1
+
+
+def test_its_report_shows_whatever_it_logs(name: str, whole: Whole) -> None:
+    """The section of every trace that the strategy leaves has its figure."""
+    write_table("board", whole.given.space.name, dict(whole.given.space.options()))
+    cost_models.load("board").copy_to(whole.run.path / "device")
+    page = checked(report(whole.run.path, quiet=True))
+    wanted = ["Layer by layer", "Where the latency goes", "Loss", "Accuracy"]
+    logged = {"tau": "Temperature", "temperature": "Temperature", "expected_cost": "Expected latency"}
+    logged |= {"entropy": "Entropy", "controller_entropy": "Entropy", "logit_spread": "Logits of branches"}
+    wanted += [title for key, title in logged.items() if key in whole.last]
+    assert set(wanted) <= set(page.titles)
+    learns = hasattr(STRATEGIES.get(name), "theta_history") or "controller_entropy" in whole.last
+    assert ("theta" in page.sections) == (learns or "entropy" in whole.last)
+    assert any(shown.section == "theta" and shown.title != "Entropy" for shown in page.figures) == learns
+    assert "learns no distribution" in " ".join(page.words) or learns
 
 
 @pytest.mark.parametrize("stop_at", [3, 10])

@@ -34,7 +34,8 @@ class RunFolder:
     `submodels.jsonl` scores of networks with shared weights; `architectures.jsonl` derived networks; `best.json` the
     best; `pareto.png` the Pareto set; `model/` trained weights, `nets/<number>/model/` those of other networks of the
     set; `trained.jsonl` accuracies of what was trained alone; `export/` what is deployed; `result.json` the final
-    figures. `device/`, `elsewhere/` and, for a budget in ms, `training-steps/` are copies of tables.
+    figures; `ranking.json` what `pynas rank` found; `report.html` the page. `device/`, `elsewhere/` and, for a budget
+    in ms, `training-steps/` are copies of tables.
 
     Args:
         path: Of a folder that exists.
