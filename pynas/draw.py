@@ -192,13 +192,13 @@ def draw_credit(run: Run | str | Path, width: float = 648) -> Figure:
             table, aspect="auto", cmap="RdBu", vmin=-most, vmax=most, interpolation="nearest", extent=place
         )
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.set_yticks(range(len(names)), [_edge_name(name) for name in names], fontsize=7)
-        axis.set_xlabel("epoch", fontsize=8)
-        axis.tick_params(axis="x", labelsize=7)
+        axis.set_yticks(range(len(names)), [_edge_name(name) for name in names], fontsize=9)
+        axis.set_xlabel("epoch", fontsize=9)
+        axis.tick_params(axis="x", labelsize=9)
         _title(axis, f"{NAMES.get(cell, cell)}: credit of each edge", 10)
         bar = figure.colorbar(image, ax=axis)
-        bar.set_label("blue: lowers the loss", fontsize=8)
-        bar.ax.tick_params(labelsize=7)
+        bar.set_label("blue: lowers the loss", fontsize=9)
+        bar.ax.tick_params(labelsize=9)
     return figure
 
 

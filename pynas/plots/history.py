@@ -240,7 +240,7 @@ def plot_entropy(run: Run | str | Path, width: float = 500) -> Figure:
         line = [row[place] for row in entropy.choices]
         axes.plot(epochs, line, color=style.LINE, linewidth=0.9, label=named)
     axes.plot(epochs, entropy.mean, color=style.BLUE, linewidth=2.2, label="mean", marker="o", markersize=2.5)
-    axes.set_ylim(0, 1.12 * max(max(entropy.mean), *(max(row) for row in entropy.choices)))
+    axes.set_ylim(0, 1.12 * max([*entropy.mean, *(max(row) for row in entropy.choices)]))
     style.dress(axes, "epoch", entropy.unit)
     style.whole_numbers(axes)
     style.legend_above(axes, width)

@@ -109,7 +109,10 @@ def _by_kind(architecture: Architecture) -> list[Part]:
         if not spec.free:
             groups.setdefault(names.get(spec.kind, _words(spec)), []).append(spec)
     fixed = (*names.values(), "pool")
-    return [(name, f"{len(specs)} ops", specs, name not in fixed) for name, specs in groups.items()]
+    return [
+        (name, f"{len(specs)} op{'' if len(specs) == 1 else 's'}", specs, name not in fixed)
+        for name, specs in groups.items()
+    ]
 
 
 def _words(spec: OpSpec) -> str:

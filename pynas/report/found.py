@@ -69,9 +69,8 @@ def candidates(told: Told) -> Part:
     if told.config.get("objectives"):
         raise Absent("the Pareto set has them")
     columns = ("net", "accuracy held out", f"cost ({_unit(run)})", "MACs", "params", "trained alone", "origin")
-    return Listing(
-        "Networks that were derived", Table(columns, _nets(run).rows, "Net 1 was trained, tested, exported.")
-    )
+    note = "Net 1 was trained, tested and exported." if told.figures else ""
+    return Listing("Networks that were derived", Table(columns, _nets(run).rows, note))
 
 
 def _unit(run: Run) -> str:

@@ -19,7 +19,8 @@ def title(told: Told) -> str:
         return f"{figures['test_accuracy']:.2%} in {figures['predicted_ms']:.3g} ms"
     if told.run is not None:
         best = told.run.candidates[0]
-        return f"{len(told.run.candidates)} networks found, best {best.accuracy:.2%} held out"
+        found = len(told.run.candidates)
+        return f"{found} network{'' if found == 1 else 's'} found, best {best.accuracy:.2%} held out"
     return f"A search in progress: {len(told.lines)} of {told.epochs} epochs"
 
 
@@ -46,7 +47,7 @@ def facts(told: Told) -> list[Fact]:
     ahead = against_random(figures)
     if ahead is not None:
         nets = len(figures["baseline"])
-        found.append(Fact("Against random", f"{ahead:+.2f} points", f"mean of {nets}, same recipe"))
+        found.append(Fact("Against random", f"{ahead:+.2f}", f"points from the mean of {nets}"))
     if "branches" in figures:
         branches = figures["branches"]
         found.append(Fact("Branches kept", f"{branches['kept']} of {branches['of']}", "folded away at the end"))
