@@ -26,6 +26,8 @@ from pynas.training.run import environment
 from pynas.training.train import Recipe
 
 Row = tuple[str, str, str, str]
+# Settings that are said in a way of their own, or say where a run lies and not what it is.
+APART = ("space", "strategy", "recipe", "space_options", "objectives", "limits", "directions", "evolution", "out")
 
 
 def numbers(told: Told) -> Part:
@@ -116,8 +118,7 @@ def command(config: Mapping[str, Any]) -> str:
         words += _flag("space", config["space"], defaults["space"])
         words += _flag("strategy", chosen, usual_name)
         words += [word for name, value in made.items() for word in _flag(f"strategy.{name}", value, plain[name])]
-        for name in ("data", "device", "latency_ms", "budget", "slack", "retrain", "baseline", "seed", "amp", "kernels",
-                     "threads", "limit", "augment", "on_corrupt", "strict_table"):  # fmt: skip
+        for name in (name for name in defaults if name in config and name not in APART):
             words += _flag(name, config[name], defaults[name])
         words += _objectives(config)
         words += _space_options(config)
