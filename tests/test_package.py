@@ -55,6 +55,7 @@ def test_import_is_lean(imported: dict[str, Any]) -> None:
         "onnxruntime",
         "onnxscript",
         "matplotlib",
+        "jinja2",
         "pymoo",
         "tvm",
         "sklearn",

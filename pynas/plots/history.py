@@ -132,6 +132,7 @@ def plot_theta(run: Run | str | Path, width: float = 1040) -> Figure:
     label = 7.0 * max(map(len, options)) + 12
     columns = max(1, min(len(names), int((width - label) / (104 if width > 500 else 88))))
     rows = math.ceil(len(names) / columns)
+    columns = math.ceil(len(names) / rows)  # rows of equal length
     high = 13.0 * len(options) + 27
     figure = style.new_figure(width, rows * high + 62)
     figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.05, wspace=0, hspace=0)
