@@ -23,6 +23,7 @@ from pynas.cli import COMMANDS, main
 from pynas.plots.style import DARK
 from pynas.report import head, svg
 from pynas.report.page import report
+from pynas.report.parts import Listing
 from pynas.report.ranks import as_plain
 from pynas.report.sections import SECTIONS, build
 from pynas.report.sources import command, in_lines
@@ -42,7 +43,9 @@ def page(unbroken: Run, tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 def test_a_finished_run_has_every_section_that_it_can_have(page: Page, unbroken: Run) -> None:
     keys = [planned.key for planned in SECTIONS]
-    assert page.sections == [key for key in keys if key not in ("cells", "ranking", "comparison")] + ["left-out"]
+    assert page.sections == [key for key in keys if key not in ("cells", "deployment", "ranking", "comparison")] + [
+        "left-out"
+    ]
     found = {"Found against random", "Layer by layer", "Where the latency goes", "Predicted and measured"}
     searched = {"Entropy", "Probability of every option", "Loss", "Accuracy", "Temperature", "Expected latency"}
     assert found | searched <= set(page.titles)
@@ -153,6 +156,20 @@ def test_what_rank_found_is_shown(unbroken: Run, tmp_path: Path) -> None:
     (run.folder / "ranking.json").unlink()
     (run.folder / "ranking.png").write_bytes(b"png")
     assert "Ranking" in shown(run)[0]
+
+
+def test_what_deploy_wrote_is_shown(unbroken: Run, tmp_path: Path) -> None:
+    run = copied(unbroken, tmp_path)
+    made = pynas.deploy(run, formats="onnx,tflite", int8=False, repeats=1, quiet=True)
+    (part,) = [
+        part for section in build(Told.of(run.folder))[0] if section.key == "deployment" for part in section.parts
+    ]
+    assert isinstance(part, Listing)
+    rows = {row[0]: row for row in part.table.rows}
+    assert rows["net.onnx"][3] == f"{made.accuracy:.2%}"
+    assert rows["net.onnx"][6] == ""
+    assert len(rows) == 2
+    assert f"Best for {made.device}: net.onnx" in part.table.note
 
 
 @pytest.fixture

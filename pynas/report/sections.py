@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pynas.report import found, head, learning, ranks, sources
+from pynas.report import deployed, found, head, learning, ranks, sources
 from pynas.report.parts import Absent, Part, Section
 from pynas.report.told import Told
 
@@ -45,6 +45,7 @@ SECTIONS: tuple[Planned, ...] = (
     Planned(
         "cells", "Cells over the epochs", (("Cells over the epochs", learning.epochs), ("Credit", learning.credit))
     ),
+    Planned("deployment", "Files to deploy", (("Files to deploy", deployed.files),)),
     Planned("ranking", "Ranking", (("Ranking", ranks.ranking),)),
     Planned("comparison", "Comparison", (("Comparison", ranks.compared),)),
     Planned("sources", "Where the numbers come from", (("Sources of the numbers", sources.numbers),)),
