@@ -311,8 +311,8 @@ const char* backward(Layer layer, void* stream) {
       kThreads, 4 * kThreads, stream, layer);
   if (layer.gate_gradient != nullptr) {
     run(gate_gradient,
-        dim3(static_cast<unsigned>(layer.gates),
-             static_cast<unsigned>(layer.gates_per_image ? layer.images : 1)),
+        dim3(static_cast<unsigned>(layer.gates_per_image ? layer.images : 1),
+             static_cast<unsigned>(layer.gates)),
         kThreads, 8 * kWarps, stream, layer);
   }
   if (layer.x_gradient == nullptr && !weights) return run.failure;

@@ -10,8 +10,7 @@
 // - Statistics of the first norms follow from mean and covariance of the input, shared by all
 //   blocks.
 // - All blocks of a layer run in the same launches; a launch's second dimension walks over chunks
-// of
-//   32 channels of all of them. Small layers cost launches, not work.
+//   of 32 channels of all of them. Small layers cost launches, not work.
 // - Sums over positions are kept per block of threads and added by a second kernel in their order:
 //   no atomics, so results repeat.
 // - A channel shuffle is another index.

@@ -87,12 +87,12 @@ __global__ void __launch_bounds__(kThreads) finish_outputs(const __grid_constant
   array(option.shift3_out, layer.out_channels)[channel] = static_cast<float>(sum);
 }
 
-// The gradient of one gate. Grid: (columns, 1 or images).
+// The gradient of one gate. Grid: (1 or images, columns).
 __global__ void __launch_bounds__(kThreads) gate_gradient(const __grid_constant__ Layer layer) {
   const int lane = lane_of_thread(), warp = warp_of_thread();
   const auto scratch = shared_array<double>(0, kWarps);
-  const int column = static_cast<int>(blockIdx.x);
-  const int64_t row = blockIdx.y, bands = layer.bands;
+  const int column = static_cast<int>(blockIdx.y);
+  const int64_t row = blockIdx.x, bands = layer.bands;
   const int64_t first = layer.gates_per_image ? row * bands : 0;
   const int64_t end = layer.gates_per_image ? first + bands : layer.images * bands;
   const int outs = layer.out_channels;
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kThreads) gate_gradient(const __grid_constant_
   if (threadIdx.x != 0) return;
   for (int w = 1; w < kWarps; ++w) total += scratch[w];
   array(layer.gate_gradient,
-        static_cast<int64_t>(gridDim.y) * layer.gates)[row * layer.gates + column] =
+        static_cast<int64_t>(gridDim.x) * layer.gates)[row * layer.gates + column] =
       static_cast<float>(total);
 }
 

@@ -133,7 +133,6 @@ __global__ void __launch_bounds__(kThreads) project(const __grid_constant__ Laye
       out[(start + r) * layer.out_channels + first_out + lane] = value;
       own.add(value);
     }
-    __syncthreads();
   }
   const int64_t channels = static_cast<int64_t>(layer.options) * layer.out_channels;
   write_moments(own, scratch, lane, warp, lane < chunk.count,
@@ -146,11 +145,11 @@ __host__ __device__ __forceinline__ bool has_residual(const Layer& layer) {
   return layer.stride == 1 && layer.in_channels == layer.out_channels;
 }
 
-// What x is multiplied with in the output of an image.
-__device__ __forceinline__ float share_of_x(const Layer& layer, int64_t image) {
+// What x is multiplied with in the output of an image, by options that are on a list.
+__device__ __forceinline__ float share_of_x(const Layer& layer, int64_t image, Which which) {
   float total = layer.identity >= 0 ? gate_of(layer, image, layer.identity) : 0.0f;
   for (int o = 0; o < layer.options && has_residual(layer); ++o) {
-    total += gate_of(layer, image, layer.option[o].gate);
+    if (which.has(layer.option[o])) total += gate_of(layer, image, layer.option[o].gate);
   }
   return total;
 }
@@ -177,7 +176,7 @@ __global__ void __launch_bounds__(kThreads) combine(const __grid_constant__ Laye
   for (int64_t p = static_cast<int64_t>(blockIdx.x) * kWarps + warp; p < positions;
        p += static_cast<int64_t>(gridDim.x) * kWarps) {
     const int64_t image = p / each, at = p * layer.out_channels + channel;
-    float total = joins ? share_of_x(layer, image) * x[at] : 0.0f;
+    float total = joins ? share_of_x(layer, image, {}) * x[at] : 0.0f;
 #pragma unroll
     for (int o = 0; o < kMostOptions; ++o) {
       if (o >= layer.options) break;

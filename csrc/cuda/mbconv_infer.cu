@@ -86,7 +86,6 @@ __global__ void __launch_bounds__(kThreads, Outs > 2 ? 3 : 4)
       const int i = start + lane;
       const bool real = i < segment.end;
       const int j = real ? depthwise_channel(in, i) : 0;
-      __syncthreads();
       for (int c = warp; c < (channels + 3) / 4 * 4; c += kWarps) {
         w[c * kChunk + lane] =
             real && c < channels ? expand[static_cast<int64_t>(i) * channels + c] : 0.0f;
@@ -112,7 +111,7 @@ __global__ void __launch_bounds__(kThreads, Outs > 2 ? 3 : 4)
       }
 #pragma unroll
       for (int part = 0; part < Outs; ++part) {
-        __syncthreads();
+        if (part > 0) __syncthreads();
         for (int o = warp; o < kChunk; o += kWarps) {
           const int out = first_out + part * kChunk + o;
           b[lane * kPitch + o] =

@@ -245,7 +245,7 @@ __global__ void __launch_bounds__(kThreads) input_gradient(const __grid_constant
   for (int64_t split = 0; split < layer.splits; ++split) total += partial[split * count + at];
   if (has_residual(layer) || layer.identity >= 0) {
     const int64_t each = static_cast<int64_t>(layer.height) * layer.width * channels;
-    total += share_of_x(layer, at / each) * array(layer.y_gradient, count)[at];
+    total += share_of_x(layer, at / each, {true}) * array(layer.y_gradient, count)[at];
   }
   array(layer.x_gradient, count)[at] = total;
 }

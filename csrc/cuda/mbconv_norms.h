@@ -15,7 +15,6 @@ __device__ inline float range_mean(Array<const float> x, int channels, int chann
     own += x[p * channels + channel];
   }
   const float total = sum_over_warps(own, scratch, lane, warp);
-  __syncthreads();
   if (warp == 0) scratch[lane] = end > first ? total / static_cast<float>(end - first) : 0.0f;
   __syncthreads();
   const float mean = scratch[lane];

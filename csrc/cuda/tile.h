@@ -155,7 +155,6 @@ __device__ inline void write_moments(const Moments& own, Array<float> scratch, i
     partial[(row * 3 + 1) * channels + channel] = static_cast<float>(all.mean);
     partial[(row * 3 + 2) * channels + channel] = static_cast<float>(all.squares);
   }
-  __syncthreads();
 }
 constexpr int kMomentsScratch = kWarps * 3 * kWarp;
 
@@ -323,7 +322,6 @@ __device__ __forceinline__ void outer_product(int64_t first, int64_t end, Array<
       }
     }
   }
-  __syncthreads();
 }
 
 }  // namespace
