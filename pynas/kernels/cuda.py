@@ -40,6 +40,13 @@ class Library:
         found.restype, found.argtypes = restype, list(argtypes)
         return found
 
+    def shared_bytes(self, x: Tensor) -> int:
+        """Shared memory that a block of threads can have on a tensor's GPU."""
+        if not x.is_cuda:
+            return 227 * 1024
+        facts: Any = torch.cuda.get_device_properties(x.device)  # whose type does not tell of all that it has
+        return int(facts.shared_memory_per_block_optin)
+
     def stream(self, x: Tensor) -> int:
         """The stream that work on a tensor's device is put into."""
         return int(torch.cuda.current_stream(x.device).cuda_stream) if x.is_cuda else 0
@@ -87,6 +94,16 @@ def state() -> str:
     if _library is None or torch.cuda.is_available():
         return STATE
     return f"{STATE}; torch sees no CUDA device here"
+
+
+def dense(x: Tensor) -> Tensor:
+    """The values of a tensor, side by side in memory as kernels read them."""
+    return x.resolve_neg().contiguous()
+
+
+def aligned(x: Tensor) -> Tensor:
+    """The same dense tensor where four floats can be read at once; a part of another may begin anywhere."""
+    return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
 def device_of(x: Tensor) -> AbstractContextManager[object]:

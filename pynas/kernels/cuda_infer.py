@@ -10,7 +10,10 @@ from torch import Tensor
 
 from pynas.kernels import cuda
 
-MOST_CHANNELS = 512  # of the input, per group: its weights lie in a block's shared memory
+# Channels of the input, per group, whose weights a block of threads has room for: where it can have so much shared
+# memory, and elsewhere.
+MOST_CHANNELS, ROOM = 512, 160 * 1024
+MOST_WITH_LITTLE_ROOM = 192
 
 _SIZES = ("images", "height", "width", "in_channels", "out_height", "out_width", "out_channels")
 _NUMBERS = ("kernel", "hidden", "stride", "groups", "activation", "residual")
@@ -26,12 +29,15 @@ class _Folded(ctypes.Structure):
 
 def takes(x: Tensor, channels: int) -> bool:
     """Whether the kernel takes images that are sound: float32 on its device, so many channels of a group."""
-    return cuda.library(x) is not None and x.dtype is torch.float32 and channels <= MOST_CHANNELS and x.numel() > 0
+    library = cuda.library(x)
+    if library is None or x.dtype is not torch.float32 or channels > MOST_CHANNELS or x.numel() == 0:
+        return False
+    return channels <= MOST_WITH_LITTLE_ROOM or library.shared_bytes(x) >= ROOM
 
 
 def run(x: Tensor, weights: Sequence[Tensor], stride: int, groups: int, activation: int, residual: bool) -> Tensor:
     """As `pynas.kernels.mbconv_infer.inference_reference`, of sound arguments; activation by its place."""
-    dense = [x.contiguous(), *(weight.contiguous() for weight in weights)]
+    dense = [cuda.aligned(cuda.dense(x)), *map(cuda.dense, weights)]
     images, height, width, channels = x.shape
     hidden, out, kernel = len(weights[2]), len(weights[4]), weights[2].shape[-1]
     sizes = images, height, width, channels, -(-height // stride), -(-width // stride), out

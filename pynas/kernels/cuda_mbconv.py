@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -71,13 +72,13 @@ class _Functions:
             raise ImportError(f"{library.path} was built for another version of pynas. Install pynas again.")
 
 
-_functions: dict[int, _Functions] = {}
+_functions: MutableMapping[cuda.Library, _Functions] = WeakKeyDictionary()
 
 
 def _functions_of(library: cuda.Library) -> _Functions:
-    if id(library) not in _functions:
-        _functions[id(library)] = _Functions(library)
-    return _functions[id(library)]
+    if library not in _functions:
+        _functions[library] = _Functions(library)
+    return _functions[library]
 
 
 # Blocks of threads that share the positions, at most; 0 leaves it to the kernels. Tests set it.
@@ -87,7 +88,7 @@ most_rows = 0
 def takes(x: Tensor, layer: _Ints, options: _Ints) -> bool:
     """Whether the kernels can take what is sound: float32 on their device, no more channels and options than they have
     room for, more than one value of a channel."""
-    if cuda.library(x) is None or x.dtype is not torch.float32:
+    if cuda.library(x) is None or x.dtype is not torch.float32 or layer[0] not in (1, 2):
         return False
     images, out, height, width = plain.out_shape(x, layer)
     few = len(options) // plain.NUMBERS <= MOST_OPTIONS and max(x.shape[1], out) <= MOST_CHANNELS
@@ -138,7 +139,7 @@ def forward(
     """y and what backward needs, of sound arguments that `takes`.
 
     Args:
-        x: Dense (B, H, W, C).
+        x: Dense (B, H, W, C), at an address that is a multiple of 16.
         layer, options, tensors, identity, eps: As `pynas.kernels.mbconv.mixed_mbconv` has them; tensors are dense.
         gates: Dense rows (1 or B, O), or none.
 
@@ -211,8 +212,10 @@ def update(
     out_positions: int,
 ) -> bool:
     """Moves running statistics: see `pynas.kernels.mbconv_update.update_norms`. False where the kernel cannot."""
-    library = cuda.library(statistics)
-    if library is None or not all(_movable(buffer, statistics) for buffer in buffers):
+    library, few = cuda.library(statistics), len(options) // plain.NUMBERS <= MOST_OPTIONS
+    if library is None or not few or statistics.dtype is not torch.float32:
+        return False
+    if not all(_movable(buffer, statistics) for buffer in buffers):
         return False
     filled = _Update(
         len(options) // plain.NUMBERS, layer[1], in_positions, out_positions, momentum, statistics.data_ptr()

@@ -60,7 +60,7 @@ def _gates(
     theta: Tensor, mask: Tensor, cost: Tensor, tau: float, seed: int, step: int, draws: int
 ) -> tuple[_Gates, tuple[Tensor, ...]]:
     """The struct, and the dense tensors that must outlive the call."""
-    dense = theta.contiguous(), mask.contiguous(), cost.contiguous()
+    dense = cuda.dense(theta), mask.contiguous(), cuda.dense(cost)
     layers, options = theta.shape
     addresses = [tensor.data_ptr() for tensor in dense]
     return _Gates(draws, layers, options, *addresses, tau, seed, step), dense
@@ -93,7 +93,7 @@ def gumbel_backward(
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of theta and, where it is wanted, cost, given those of soft, log_prob and the expected cost."""
     gates, dense = _gates(theta, mask, cost, tau, seed, step, draws)
-    given = [None if grad is None else grad.contiguous() for grad in grads]
+    given = [None if grad is None else cuda.dense(grad) for grad in grads]
     scratch, theta_out = torch.empty_like(dense[0]), torch.empty_like(dense[0])
     cost_out = torch.empty_like(dense[2]) if wants_cost else None
     addresses = [None if tensor is None else tensor.data_ptr() for tensor in (*given, scratch, theta_out, cost_out)]

@@ -69,7 +69,7 @@ def _read(path: Path, changed_ns: int) -> dict[str, Verdict]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return {key: Verdict(**values) for key, values in content.items()}
-    except (json.JSONDecodeError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError):
         raise ValueError(f"{path} is damaged. Delete it and run: pynas kernels tune") from None
 
 
@@ -121,6 +121,6 @@ def runs(kind: Kind, x: Tensor, layer: Sequence[int], options: Sequence[int], fo
 
 def fused(kind: Kind, x: Tensor, layer: Sequence[int], options: Sequence[int]) -> bool:
     """Whether the kernels have been timed on x's GPU for this layer, and were faster."""
-    known = _known(x.device, path_of(x.device).parent)
+    known = _known(x.device, xdg("XDG_CACHE_HOME", ".cache"))
     verdict = known.get(key_of(kind, x, layer, options)) if known else None
     return verdict is not None and verdict.fused

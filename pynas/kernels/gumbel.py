@@ -58,7 +58,8 @@ def gumbel_gates(
 
     Raises:
         ValueError: Shapes or dtypes disagree, a number is out of range, a layer has no allowed option, or theta or cost
-            of an allowed option is not finite.
+            of an allowed option is not finite. On a GPU values are not looked at, which would wait for it: such a layer
+            has NaN instead.
     """
     if torch.compiler.is_compiling():
         # As a tensor, tau can change without a recompilation; so can step, which stays a symbol.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynas.kernels import cuda_mbconv, formats, graph, once
+from pynas.kernels import cuda, cuda_mbconv, formats, graph, once
 from pynas.kernels import mbconv_reference as plain
 from pynas.kernels.graph import WANTS_GATES, WANTS_WEIGHTS, WANTS_X
 from pynas.kernels.kernel import Kernel
@@ -70,7 +70,7 @@ def mixed_mbconv(
 
 def _has_kernel(x: Tensor, layer: _Ints, options: _Ints) -> bool:
     """Whether there is a kernel for images on this device."""
-    if x.dim() != 4 or len(layer) != 3:
+    if x.dim() != 4 or len(layer) != 3 or layer[0] not in (1, 2):  # which `check` tells, and kernels divide by
         return False
     return (KERNELS is not None and x.is_cpu) or cuda_mbconv.takes(x, layer, options)
 
@@ -88,13 +88,22 @@ def _rows(gates: Tensor | None) -> Tensor | None:
     return (gates[None] if gates.dim() == 1 else gates).contiguous()
 
 
+def _for_cuda(
+    x: Tensor, gates: Tensor | None, tensors: tuple[Tensor, ...], call: _Call
+) -> tuple[Tensor, _Ints, _Ints, tuple[Tensor, ...], Tensor | None, int, float]:
+    """Arguments as `cuda_mbconv` takes them."""
+    layer, options, identity, eps = call
+    rows = None if gates is None else _rows(cuda.dense(gates))
+    images = cuda.aligned(cuda.dense(formats.last(x)))
+    return images, layer, options, tuple(map(cuda.dense, tensors)), rows, identity, eps
+
+
 def _forward(x: Tensor, gates: Tensor | None, tensors: tuple[Tensor, ...], call: _Call) -> tuple[Tensor, ...] | None:
     """y as (B, H, W, C) and what backward needs; None where the reference must do it."""
     layer, options, identity, eps = call
     if cuda_mbconv.takes(x, layer, options):
         plain.check(x, gates, tensors, layer, options, identity, eps)
-        dense = tuple(tensor.contiguous() for tensor in tensors)
-        return cuda_mbconv.forward(formats.last(x), layer, options, dense, _rows(gates), identity, eps)
+        return cuda_mbconv.forward(*_for_cuda(x, gates, tensors, call))
     threads, inputs = torch.get_num_threads(), (formats.last(x), layer, options)
     found = KERNELS.mbconv_forward(*inputs, tensors, _rows(gates), identity, eps, threads)
     if found is None:
@@ -115,10 +124,10 @@ def _backward(
     """Gradients of x (as dense (B, H, W, C)), gates (as rows) and tensors; empty where they are not wanted."""
     layer, options, identity, eps = call
     if cuda_mbconv.takes(x, layer, options):
-        dense = tuple(tensor.contiguous() for tensor in tensors)
-        return cuda_mbconv.backward(
-            formats.last(x), layer, options, dense, _rows(gates), identity, eps, formats.last(grad), saved, wanted
-        )
+        images, out, height, width = plain.out_shape(x, layer)
+        if grad.dtype is not x.dtype or grad.device != x.device or grad.shape != (images, out, height, width):
+            raise ValueError(f"The gradient must be {x.dtype} on {x.device} in the shape of the output.")
+        return cuda_mbconv.backward(*_for_cuda(x, gates, tensors, call), cuda.dense(formats.last(grad)), saved, wanted)
     threads, inputs = torch.get_num_threads(), (formats.last(x), layer, options)
     rest = identity, eps, threads, formats.last(grad), saved, wanted
     found = KERNELS.mbconv_backward(*inputs, tensors, _rows(gates), *rest)

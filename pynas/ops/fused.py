@@ -227,7 +227,8 @@ def traced(division: Division, x: Tensor, gates: Tensor | None) -> Tensor | None
     """The same as `Blocks` inside torch.compile, which reads modules, not their dictionaries."""
     numbers = division.numbers()
     norms = [part.bn for part in division.parts()]
-    if numbers is None or torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu") or x.dim() != 4:
+    mixed = torch.is_autocast_enabled("cuda" if x.is_cuda else "cpu")
+    if numbers is None or torch.compiler.is_exporting() or mixed or x.dim() != 4:
         return None
     ((channels, out, stride, code), options), eps, momentum = numbers, norms[0].eps, norms[0].momentum
     usual = all(norm.training and norm.affine and norm.track_running_stats for norm in norms)

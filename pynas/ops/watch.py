@@ -30,7 +30,7 @@ def ordinary(x: Tensor, gates: Tensor | None) -> bool:
     if gates is not None and (gates.dtype != x.dtype or gates.device != x.device):
         return False
     return not (
-        torch.is_autocast_enabled("cpu")
+        torch.is_autocast_enabled("cuda" if x.is_cuda else "cpu")
         or torch._C._len_torch_dispatch_stack()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
