@@ -215,10 +215,10 @@ def space_specs(space: SearchSpace) -> list[cost_models.OpSpec]:
 def kernels_used(space: SearchSpace, amp: str = "off", images: int = 16, train_on: str = "cpu") -> str:
     """In how many layers of a space's supernet training on so many images runs in fused kernels, as it is set."""
     slots, facts = space.slots(), kernels.facts()
-    if train_on != "cpu":
-        return _used_on_gpu(len(slots))
     if amp != "off":
         return f"plain PyTorch in all {len(slots)} layers (mixed precision)"
+    if train_on != "cpu":
+        return _kernels_on_gpu(len(slots))
     if facts["isa"] == "none":
         return f"plain PyTorch in all {len(slots)} layers (the C++ kernels are missing; see: pynas info)"
     fused = sum(getattr(FAMILIES.get(slot.family), "fused", lambda *_: False)(slot, images) for slot in slots)
@@ -228,17 +228,15 @@ def kernels_used(space: SearchSpace, amp: str = "off", images: int = 16, train_o
     return f"fused C++ ({facts['isa']}) in {fused} of {len(slots)} layers{asked}"
 
 
-def _used_on_gpu(layers: int) -> str:
-    plain = f"plain PyTorch in all {layers} layers on the GPU"
-    if setting.current() == "reference" or not cuda.built():
-        return plain
-    if setting.current() == "fused":
-        return "CUDA kernels in every layer that they can take (kernels='fused')"
-    verdicts = cuda_verdicts.read(torch.device("cuda")) if torch.cuda.is_available() else {}
-    if not verdicts:
-        return f"{plain} (CUDA kernels run where this has found them faster: pynas kernels tune)"
-    faster = sum(verdict.fused for verdict in verdicts.values())
-    return f"whichever pynas kernels tune found faster on this GPU (CUDA kernels in {faster} of {len(verdicts)} cases)"
+def _kernels_on_gpu(layers: int) -> str:
+    asked = setting.current()
+    if asked == "reference" or not cuda.built() or not torch.cuda.is_available():
+        return f"plain PyTorch in all {layers} layers (on the GPU)"
+    if asked == "fused":
+        return "CUDA in layers of inverted bottlenecks (kernels='fused')"
+    if not cuda_verdicts.read(torch.device("cuda", torch.cuda.current_device())):
+        return f"plain PyTorch in all {layers} layers (on the GPU; to change that: pynas kernels tune)"
+    return "CUDA in layers that pynas kernels tune has found faster"
 
 
 def classifier_specs(space: SearchSpace) -> list[cost_models.OpSpec]:

@@ -151,9 +151,7 @@ def check_kernels(kernels: object, amp: str, train_on: str = "cpu") -> None:
     """Raises ValueError for a setting of the kernels that cannot work here."""
     setting.check(kernels)
     if kernels == "fused" and train_on != "cpu" and not cuda.built():
-        raise ValueError(
-            f"kernels='fused' on a GPU needs the CUDA kernels: {cuda.state()}. Use kernels='auto' or train_on='cpu'."
-        )
+        raise ValueError(f"kernels='fused' on a GPU needs the CUDA kernels. Use kernels='auto'. They are {cuda.STATE}")
     if kernels == "fused" and amp != "off":
         raise ValueError("kernels='fused' computes in float32, amp='bf16' does not. Use kernels='auto' or amp='off'.")
 

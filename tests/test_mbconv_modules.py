@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 import pynas
 from pynas import Gates, Run
-from pynas.kernels import mbconv, native, rule, setting
+from pynas.kernels import cuda, mbconv, native, rule, setting
 from pynas.kernels.mbconv_reference import ACTIVATIONS
 from pynas.ops import fused
 from pynas.ops.layers import ConvBN
@@ -263,11 +263,12 @@ def test_rule_and_setting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_fused_without_kernels_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setting, "KERNELS", None)
+    monkeypatch.setattr(cuda, "_library", None)
     with pytest.raises(ValueError, match="kernels='fused' needs the C\\+\\+ kernels"), setting.using("fused"):
         pass
     with pytest.raises(ValueError, match="kernels must be 'auto', 'fused', 'reference', not 'fast'"):
         setting.check("fast")
-    with pytest.raises(ValueError, match="works on the CPU, but the images are on meta"):
+    with pytest.raises(ValueError, match="needs CUDA kernels .* but the images are .* on meta"):
         block().to("meta")(torch.empty(2, 8, 6, 6, device="meta"))
 
 

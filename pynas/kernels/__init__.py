@@ -26,7 +26,9 @@ depends neither on threads nor, where that is promised, on the instruction set.
 
 from __future__ import annotations
 
-from pynas.kernels import cuda, native
+import torch
+
+from pynas.kernels import cuda, cuda_verdicts, native
 from pynas.kernels.edge import MIXED_EDGE, mixed_edge
 from pynas.kernels.gumbel import GUMBEL_GATES, GumbelGates, gumbel_gates
 from pynas.kernels.kernel import Kernel
@@ -46,7 +48,18 @@ ALL: dict[str, Kernel] = {
 
 def facts() -> dict[str, str | bool]:
     """What `pynas info` says about the kernels: whether they are built, how, and for what."""
-    return native.facts() | {"cuda": cuda.state()}
+    return native.facts() | {"cuda": cuda.state()} | _tuned()
+
+
+def _tuned() -> dict[str, str | bool]:
+    if not cuda.built() or not torch.cuda.is_available():
+        return {}
+    verdicts = cuda_verdicts.read(torch.device("cuda", torch.cuda.current_device())).values()
+    faster = sum(verdict.fused for verdict in verdicts)
+    told = (
+        f"{faster} of {len(verdicts)} passes of layers faster here" if verdicts else "nothing yet; pynas kernels tune"
+    )
+    return {"cuda_timed": told}
 
 
 __all__ = [

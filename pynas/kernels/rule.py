@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from pynas.kernels import cuda, cuda_infer, cuda_mbconv, cuda_verdicts, setting
-from pynas.kernels.mbconv_reference import NUMBERS
 from pynas.kernels.native import KERNELS
 
 
@@ -33,7 +33,8 @@ def pays(in_channels: int, positions: int, worth: int) -> bool:
 def runs_fused(x: Tensor, worth: int, layer: Sequence[int], options: Sequence[int]) -> bool:
     """Whether running blocks of so much `worth` are to run in the kernel, by `pays` or as it was set.
 
-    On a GPU a rule by shape cannot know what pays: plain PyTorch runs until `pynas kernels tune` has timed both.
+    On a GPU a rule by shape cannot know what pays: plain PyTorch runs until `pynas kernels tune` has timed both, and
+    for layers that the kernel has no room for (`pynas.kernels.cuda_mbconv.takes`).
 
     Args:
         x: (B, C, H, W).
@@ -41,7 +42,7 @@ def runs_fused(x: Tensor, worth: int, layer: Sequence[int], options: Sequence[in
         layer, options: As in `pynas.kernels.mbconv.mixed_mbconv`.
 
     Raises:
-        ValueError: It was set to, and the kernel cannot.
+        ValueError: It was set to, and there is no kernel for the device or the type.
     """
     asked = setting.current()
     if not x.is_cpu or cuda.library(x) is not None:
@@ -53,14 +54,12 @@ def runs_fused(x: Tensor, worth: int, layer: Sequence[int], options: Sequence[in
 def _runs_on_gpu(x: Tensor, layer: Sequence[int], options: Sequence[int], asked: setting.Setting) -> bool:
     if asked == "reference":
         return False
-    takes = cuda_mbconv.takes(x, layer, options)
-    if asked == "fused" and not takes:
+    if asked == "fused" and (cuda.library(x) is None or x.dtype is not torch.float32):
         raise ValueError(
-            f"kernels='fused' on {x.device} needs CUDA kernels ({cuda.state()}), float32, at most "
-            f"{cuda_mbconv.MOST_CHANNELS} channels and {cuda_mbconv.MOST_OPTIONS} options; here are {x.dtype}, "
-            f"{x.shape[1]} to {layer[1]} channels and {len(options) // NUMBERS} options. Use kernels='auto'."
+            f"kernels='fused' needs CUDA kernels ({cuda.state()}) and float32, but the images are {x.dtype} on "
+            f"{x.device}. Use kernels='auto'."
         )
-    return takes and cuda_verdicts.runs("training", x, layer, options, asked == "fused")
+    return cuda_mbconv.takes(x, layer, options) and cuda_verdicts.runs("training", x, layer, options, asked == "fused")
 
 
 def infers_on_gpu(x: Tensor, layer: Sequence[int], options: Sequence[int]) -> bool:
