@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import ctypes
-from collections.abc import Callable, Iterator
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,18 @@ from torch import Tensor
 
 from pynas import kernels
 from pynas.choices import Choice, Gates, Slot
-from pynas.kernels import cuda, cuda_mbconv, cuda_verdicts, gumbel, mbconv_reference, paths, setting
+from pynas.kernels import (
+    cuda,
+    cuda_infer,
+    cuda_mbconv,
+    cuda_verdicts,
+    gumbel,
+    mbconv_infer,
+    mbconv_reference,
+    mbconv_update,
+    paths,
+    setting,
+)
 from pynas.kernels.kernel import Kernel
 from pynas.kernels.rule import runs_fused
 from pynas.registry import FAMILIES
@@ -217,6 +229,128 @@ def test_odd_shapes(data: st.DataObject, library: cuda.Library) -> None:
     right = results(mbconv_reference.mbconv_reference, (exact[0], exact[1], exact[2:], layer, options, identity, eps))
     for a, b, c in zip(ours, plain, right, strict=True):
         assert (a - c).norm() <= 20 * (b - c).norm() + 1e-5 * c.norm() + 1e-4
+
+
+def wide(stride: int, blocks: Sequence[tuple[int, int, int]]) -> Any:
+    """A layer that needs several chunks of 32 channels in every product."""
+    return mbconv_reference._sample(CPU, torch.float32, 3, 2, True, (68, 68), 9, stride, "hardswish", blocks)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_products_of_several_steps(stride: int, played: cuda.Library) -> None:
+    """The second step must not overwrite what others still read of the first."""
+    set_order(played, 1)
+    args = wide(stride, ((3, 70, 1), (5, 72, 2)))
+    ours = results(kernels.mixed_mbconv, args)
+    theirs = results(mbconv_reference.mbconv_reference, args)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).norm() <= 1e-3 * b.norm() + 1e-4
+
+
+@pytest.mark.parametrize(("groups", "out"), [(1, 40), (1, 72), (2, 136)])
+def test_folded_blocks_of_many_channels(groups: int, out: int, played: cuda.Library) -> None:
+    set_order(played, 1)
+    torch.manual_seed(0)
+    shapes = (70, 40 // groups, 1, 1), (70,), (70, 1, 3, 3), (70,), (out, 70 // groups, 1, 1), (out,)
+    weights = [torch.randn(shape) / 4 for shape in shapes]
+    x = torch.randn(2, 9, 10, 40)
+    rest = 1, groups, "relu6", out == 40
+    y = mbconv_infer.inference_function(x, *weights, *rest)
+    torch.testing.assert_close(y, mbconv_infer.inference_reference(x, *weights, *rest), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("identity", [False, True])
+def test_what_is_not_trained_gives_x_no_gradient(identity: bool, played: cuda.Library) -> None:
+    """Not by its residual either."""
+    x, gates, tensors, layer, options, column, eps = mbconv_reference._sample(
+        CPU, torch.float32, 0, 2, False, (6, 6), 5, 1, "relu", ((3, 8, 2), (5, 6, 1), (3, 6, 3))
+    )
+    assert column >= 0
+    for untrained in ((1,), (0, 2), (0, 1, 2)):
+        numbers = list(options)
+        for index in untrained:
+            numbers[mbconv_reference.NUMBERS * index + 4] = 0
+        call = x, gates, tensors, layer, numbers, column if identity else -1, eps
+        found = []
+        for function in (kernels.mixed_mbconv, mbconv_reference.mbconv_reference):
+            y, _ = function(*call)
+            grads = torch.autograd.grad(y.square().sum(), [x, gates], allow_unused=True)
+            found.append([torch.zeros(()) if grad is None else grad for grad in grads])
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b.expand_as(a), rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_alone_and_again(played: cuda.Library) -> None:
+    """Any part of the gradients is as in all of them, and the same a second time; a second derivative is refused."""
+    x, gates, tensors, *rest = mbconv_reference.samples(CPU, torch.float32)[2]
+    y, _ = kernels.mixed_mbconv(x, gates, tensors, *rest)
+    inputs, weight = [x, gates, *tensors], torch.randn(y.shape[:2])[..., None, None].expand_as(y)
+    whole = torch.autograd.grad(y, inputs, weight, retain_graph=True)
+    for chosen in ([0], [1], [2], [8, 3], [0, 1], list(range(2, len(inputs)))):
+        part = torch.autograd.grad(y, [inputs[i] for i in chosen], weight, retain_graph=True)
+        assert all(torch.equal(a, whole[i]) for a, i in zip(part, chosen, strict=True))
+    (again,) = torch.autograd.grad(y, x, weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="mixed_mbconv"):
+        torch.autograd.grad(again.sum(), gates)
+
+
+def test_parts_of_other_tensors(played: cuda.Library) -> None:
+    """Images and weights that begin at an odd address, or do not lie side by side."""
+    x, gates, tensors, layer, options, identity, eps = mbconv_reference.samples(CPU, torch.float32)[0]
+
+    def odd(t: Tensor) -> Tensor:
+        last = t.dim() == 4 and t is x
+        values = t.detach().contiguous(memory_format=torch.channels_last) if last else t.detach()
+        room = values.new_empty(2 * values.numel() + 1)
+        if last:
+            return room[1 : 1 + t.numel()].as_strided(t.shape, values.stride(), 1).copy_(values).requires_grad_()
+        return room[1::2].view_as(t).copy_(values).requires_grad_()
+
+    moved = odd(x), odd(gates), [odd(t) for t in tensors], layer, options, identity, eps
+    assert moved[0].data_ptr() % 16
+    # Dense weights: torch's own batch norm reads scales that do not lie side by side as if they did.
+    expected = results(mbconv_reference.mbconv_reference, (*moved[:1], gates, tensors, *moved[3:]))
+    assert agree(kernels.ALL["mixed_mbconv"], results(kernels.mixed_mbconv, moved), expected)
+    weights = [torch.randn(s) for s in ((8, 4, 1, 1), (8,), (8, 1, 3, 3), (8,), (4, 8, 1, 1), (4,))]
+    images = torch.randn(2 * 3 * 3 * 4 + 1)[1:].view(2, 3, 3, 4)
+    y = mbconv_infer.inference_function(images, *weights, 1, 1, "relu", True)
+    torch.testing.assert_close(y, mbconv_infer.inference_reference(images, *weights, 1, 1, "relu", True))
+
+
+def test_senseless_arguments_are_told(played: cuda.Library) -> None:
+    x, gates, tensors, _, options, identity, eps = mbconv_reference.samples(CPU, torch.float32)[0]
+    for found in (played, None):
+        with cuda.using(found), pytest.raises(ValueError, match="layer is"):
+            kernels.mixed_mbconv(x, gates, tensors, [0, 4, 1], options, identity, eps)
+    assert not cuda_mbconv.takes(x, [0, 4, 1], options)
+
+
+def test_averages_of_more_options_than_there_is_room_for(played: cuda.Library) -> None:
+    options = (3, 4, 1, 0, 1) * (cuda_mbconv.MOST_OPTIONS + 1)
+    statistics = torch.rand(mbconv_reference.statistics_size((1, 4, 0), options))
+    norms = 3 * len(options) // mbconv_reference.NUMBERS
+    buffers = tuple(t for _ in range(norms) for t in (torch.zeros(4), torch.ones(4), torch.tensor(0)))
+    mbconv_update.update_norms((1, 4, 0), options, statistics, buffers, 0.5, 8, 8)
+    torch.testing.assert_close(buffers[-3], statistics[-8:-4] / 2)
+
+
+def test_folded_blocks_know_how_much_room_there_is(played: cuda.Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(1, 2, 2, 193)
+    assert cuda_infer.takes(x, 193)
+    monkeypatch.setattr(played, "shared_bytes", lambda x: 99 * 1024)
+    assert cuda_infer.takes(x, 192)
+    assert not cuda_infer.takes(x, 193)
+
+
+def test_functions_of_a_library_go_with_it(played: cuda.Library) -> None:
+    """Another one may come to lie at its address."""
+    before = len(cuda_mbconv._functions)
+    other = cuda.Library(played.path, "cpu")
+    cuda_mbconv._functions_of(other)
+    assert len(cuda_mbconv._functions) == before + 1
+    del other
+    gc.collect()
+    assert len(cuda_mbconv._functions) == before
 
 
 FAULTS = {
