@@ -98,7 +98,8 @@ def search(
             same result bit for bit. What is written can be read, exported and reported without a GPU.
         amp: Mixed precision of forward passes.
         kernels: Of training: "auto" takes fused C++ where it is faster, a rule by shape alone (on a GPU, CUDA where
-            `pynas kernels tune` has timed it to be); "fused" wherever it can do what the modules do; "reference" is plain PyTorch. Results of the two agree up to rounding.
+            `pynas kernels tune` has timed it to be); "fused" wherever it can do what the modules do; "reference" is
+            plain PyTorch. Results of the two agree up to rounding.
         threads: Of torch; none takes one for images below 32 pixels, where more only get in each other's way, and
             torch's default otherwise. Results repeat bit for bit on one thread.
         limit: At most so many training images, drawn evenly from the classes.
