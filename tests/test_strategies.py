@@ -351,6 +351,7 @@ class Stub(torch.nn.Module):
     """Stands for a supernet whose logit of class 0 counts the layers that chose the good option."""
 
     GOOD = 3
+    device = torch.device("cpu")
 
     def __init__(self, gain: float) -> None:
         super().__init__()
