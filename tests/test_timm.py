@@ -54,7 +54,7 @@ def saved(unbroken: pynas.Run, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.mark.parametrize("imports", BOTH)
 def test_timm_creates_the_net(imports: str, saved: Path) -> None:
     code = USE.format(imports=imports)
-    result = subprocess.run([sys.executable, "-c", code, str(saved)], capture_output=True, text=True, check=False)
+    result = subprocess.run([sys.executable, "-P", "-c", code, str(saved)], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
 
@@ -62,5 +62,5 @@ def test_importing_pynas_leaves_timm_alone() -> None:
     code = (
         "import sys, pynas; assert 'timm' not in sys.modules; import timm; assert timm.__spec__.loader.name == 'timm'"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
