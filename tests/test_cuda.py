@@ -10,7 +10,6 @@ import copy
 import ctypes
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import cuda_on_cpu
@@ -351,35 +350,6 @@ def test_functions_of_a_library_go_with_it(played: cuda.Library) -> None:
     del other
     gc.collect()
     assert len(cuda_mbconv._functions) == before
-
-
-FAULTS = {
-    "a barrier less": (
-        "mbconv_forward.h",
-        "return activate(kind, value + bias[column]); });\n    __syncthreads();",
-        "return activate(kind, value + bias[column]); });",
-    ),
-    "an index off by one": (
-        "tile.h",
-        "h[((row * S + ky) * kIn + i) * kChunk + lane]",
-        "h[((row * S + ky) * kIn + i + 1) * kChunk + lane]",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", FAULTS)
-def test_planted_faults_are_found(name: str, tmp_path: Path) -> None:
-    faulty = cuda_on_cpu.build(tmp_path / "faulty", FAULTS[name], units=("mbconv", "mbconv_update"))
-    kernel = kernels.ALL["mixed_mbconv"]
-    found = []
-    for args in kernel.samples(CPU, torch.float32)[:3]:
-        theirs = results(kernel.reference, args)
-        with cuda.using(faulty):
-            try:
-                found.append(not agree(kernel, results(kernel.function, args), theirs))
-            except RuntimeError as error:
-                found.append(str(error).startswith("A CUDA kernel of pynas failed"))
-    assert any(found)
 
 
 def test_the_widest_layers_fit_into_shared_memory(played: cuda.Library) -> None:

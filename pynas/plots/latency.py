@@ -155,11 +155,7 @@ def plot_layers(run: Run | str | Path, width: float = 500) -> Figure:
                       color=style.MUTED)  # fmt: skip
     labels = [cost.name if cost.op in ("folded", "") else f"{cost.name}  {cost.op}" for cost in costs]
     style.dress(axes, "predicted latency (ms)")
-    axes.set_yticks(range(len(costs)), labels, fontsize=9.5)
-    axes.set_ylim(len(costs) - 0.4, -0.6)
-    axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0)
-    axes.margins(x=0.12)
+    style.name_bars(axes, labels, 0.12, fontsize=9.5)
     return figure
 
 
@@ -229,11 +225,7 @@ def plot_latency(run: Run | str | Path, width: float = 500) -> Figure:
         axes.annotate(f"{latency.latency_ms:.3g} ms", (latency.latency_ms + spread / 2, place), (6, 0),
                       textcoords="offset points", va="center", fontsize=style.SMALL, color=style.INK)  # fmt: skip
     style.dress(axes, "latency (ms)")
-    axes.set_yticks(range(len(known)), [latency.name for latency in known])
-    axes.set_ylim(len(known) - 0.4, -0.6)
-    axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0)
-    axes.margins(x=0.2)
+    style.name_bars(axes, [latency.name for latency in known], 0.2)
     return figure
 
 

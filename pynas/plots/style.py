@@ -6,7 +6,7 @@ both (`pynas.report`) may use no other colour.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +80,15 @@ def dress(axes: Axes, x: str = "", y: str = "", title: str = "") -> None:
     axes.grid(color=FAINT, linewidth=1)
     axes.set_axisbelow(True)
     quiet(axes)
+
+
+def name_bars(axes: Axes, names: Sequence[str], margin: float, **text: Any) -> None:
+    """Names of horizontal bars, the first on top, and room beside the longest for its value."""
+    axes.set_yticks(range(len(names)), names, **text)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.margins(x=margin)
 
 
 def quiet(axes: Axes) -> None:
